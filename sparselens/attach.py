@@ -1,0 +1,262 @@
+"""Putting sparse things on a live model: edits, steering, ablation, dictionary splices; and taking them off."""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from sparselens.errors import FitError, InputError
+from sparselens.models.engine import Context, Edit
+from sparselens.models.live import LiveModel
+
+if TYPE_CHECKING:
+    from sparselens.measure.reports import Report
+
+Sites = str | Iterable[str] | None
+
+
+@runtime_checkable
+class Attachment(Protocol):
+    """Anything that can be put on a live model."""
+
+    def edits(self, model: LiveModel, at: Sites = None) -> list[Edit]:
+        """The edits to install; `at` overrides the attachment's own sites. Raises `FitError` if it does not fit."""
+        ...
+
+
+class Lens:
+    """What `with m.attach(...) as lens` gives: the model with something on it.
+
+    Attributes:
+        model: the live model.
+        thing: what was attached.
+        at: where it was asked to sit (None: its own sites).
+        sites: the sites that carry edits, in execution order of installation.
+    """
+
+    def __init__(self, model: LiveModel, thing: Any, at: Sites, sites: list[str]):
+        self.model, self.thing, self.at, self.sites = model, thing, at, sites
+
+    def __repr__(self) -> str:
+        return f"Lens on {self.model.name!r} at {', '.join(self.sites) or 'no site'}"
+
+    def report(self, texts: Any, **settings: Any) -> "Report":
+        """Measure the attachment on texts: loss, KL and agreement against the model with nothing attached.
+
+        `settings` go to `measure.fidelity`.
+        """
+        from sparselens.measure import fidelity
+
+        return fidelity(self.model, self.thing, texts, self.at, **settings)
+
+
+@contextmanager
+def attach(model: LiveModel, thing: Any, at: Sites = None) -> Iterator[Lens]:
+    """Attach for the length of the block. Order in a list, and outer before inner, is the order of application.
+
+    The model is as it was afterwards, also after an exception or an interrupt.
+
+    Raises:
+        SiteError: an unknown site. FitError: the attachment does not fit. InputError: not an attachment.
+    """
+    todo = edits_of(thing, model, at)
+    with model._engine.attach(todo):
+        yield Lens(model, thing, at, list(dict.fromkeys(e.site for e in todo)))
+
+
+def edits_of(thing: Any, model: LiveModel, at: Sites = None) -> list[Edit]:
+    """The edits of an attachment, or of a list of attachments in order."""
+    if isinstance(thing, list | tuple):
+        return [e for one in thing for e in edits_of(one, model, at)]
+    if not hasattr(thing, "edits"):
+        raise InputError(
+            f"cannot attach a {type(thing).__name__}: give an SAE, sl.edit(site, fn), sl.steer(...), "
+            "sl.ablate(site), sl.replace(sae), or a list of them."
+        )
+    return thing.edits(model, at)
+
+
+class edit:
+    """Change the value at a site by a function.
+
+    Args:
+        site: site name, alias or glob.
+        fn: `fn(value)` or `fn(value, context)`; returns the new value, or None to leave it. Shapes are those of the
+            site table; `context` tells mask, token ids, positions, cached length and step. It must not change `value`
+            in place.
+
+    Example:
+        >>> with m.attach(sl.edit("blocks.3.hook_mlp_out", lambda x: 0.5 * x)): m.loss(texts)
+    """
+
+    def __init__(self, site: str | Iterable[str], fn: Callable[..., Tensor | None]):
+        self.site, self.fn = site, fn
+        self._call = fn if _takes_context(fn) else lambda value, _context: fn(value)
+
+    def edits(self, model: LiveModel, at: Sites = None) -> list[Edit]:
+        return [Edit(s, _checked(self._call)) for s in model.resolve_all(self.site if at is None else at)]
+
+
+def _takes_context(fn: Callable) -> bool:
+    try:
+        kinds = [
+            p.kind
+            for p in inspect.signature(fn).parameters.values()
+            if p.default is p.empty or p.kind is p.VAR_POSITIONAL
+        ]
+    except (TypeError, ValueError):  # builtins tell nothing of their arguments
+        return False
+    return len(kinds) >= 2 or inspect.Parameter.VAR_POSITIONAL in kinds
+
+
+def _checked(fn: Callable[[Tensor, Context], Tensor | None]) -> Callable[[Tensor, Context], Tensor | None]:
+    """An edit may not change the shape: the error then names the site, not a layer three modules later."""
+
+    def call(value: Tensor, context: Context) -> Tensor | None:
+        new = fn(value, context)
+        if new is not None and (not torch.is_tensor(new) or new.shape != value.shape):
+            got = list(new.shape) if torch.is_tensor(new) else type(new).__name__
+            raise InputError(
+                f"the edit at {context.site} returned {got}; the value there has shape "
+                f"{list(value.shape)}, and an edit must keep it."
+            )
+        return new
+
+    return call
+
+
+class ablate:
+    """Replace the value at a site by a constant.
+
+    Args:
+        site: site name, alias or glob.
+        value: a number, or a tensor that broadcasts to the value, such as its mean `[d]`.
+    """
+
+    def __init__(self, site: str | Iterable[str], value: float | Tensor = 0.0):
+        self.site, self.value = site, value
+
+    def edits(self, model: LiveModel, at: Sites = None) -> list[Edit]:
+        def fn(x: Tensor, _context: Context) -> Tensor:
+            return torch.as_tensor(self.value, dtype=x.dtype, device=x.device).expand_as(x)
+
+        return [Edit(s, _checked(fn)) for s in model.resolve_all(self.site if at is None else at)]
+
+
+class replace:
+    """Splice a dictionary into the forward pass: the value becomes its reconstruction.
+
+    Values outside the dictionary's range (`sae.applies(x)` is False, such as attention sinks whose norm is far above
+    anything it was trained on) pass through untouched.
+
+    Args:
+        sae: a dictionary with `encode`, `decode`, `measure` and `applies`.
+        error_term: add back what the reconstruction misses. The output is then unchanged, while gradients reach the
+            latents: only the reconstruction carries them, the error does not.
+        force: attach although the SAE was recorded for another model or site.
+    """
+
+    def __init__(self, sae: Any, error_term: bool = False, force: bool = False):
+        self.sae, self.error_term, self.force = sae, error_term, force
+
+    def edits(self, model: LiveModel, at: Sites = None) -> list[Edit]:
+        return [Edit(s, _checked(self._splice)) for s in fitting_sites(self.sae, model, at, self.force)]
+
+    def _splice(self, x: Tensor, _context: Context) -> Tensor:
+        new = self.sae.decode(self.sae.encode(x), self.sae.measure(x)).to(x.dtype)
+        if self.error_term:
+            # forward: exactly x; backward: the gradient goes through the reconstruction only
+            new = _Through.apply(x, new)
+        return torch.where(self.sae.applies(x)[..., None], new, x)
+
+
+class _Through(torch.autograd.Function):
+    """`reconstruction + (x - reconstruction).detach()`, with the sum taken as `x` bit for bit."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, reconstruction: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        return None, grads[0]
+
+
+class steer:
+    """Set features of a dictionary to given values, and leave all else, the dictionary's error included, as it is.
+
+    The change is `decode(set(z)) - decode(z)`, added to the stream.
+
+    Args:
+        sae: a dictionary.
+        feature: index of a latent, or several.
+        value: the activation to set, or one per feature.
+        force: steer although the SAE was recorded for another model or site.
+    """
+
+    def __init__(self, sae: Any, feature: int | Sequence[int], value: float | Sequence[float], *, force: bool = False):
+        self.sae, self.force = sae, force
+        self.features = [feature] if isinstance(feature, int) else [int(f) for f in feature]
+        self.values = (
+            [float(value)] * len(self.features) if isinstance(value, int | float) else [float(v) for v in value]
+        )
+        if len(self.features) != len(self.values):
+            raise InputError(
+                f"{len(self.features)} features but {len(self.values)} values: give one value a feature, "
+                "or one for all."
+            )
+        bad = [f for f in self.features if not 0 <= f < sae.d_sae]
+        if bad:
+            raise InputError(f"feature {bad[0]} does not exist: this SAE has features 0 to {sae.d_sae - 1}.")
+
+    def edits(self, model: LiveModel, at: Sites = None) -> list[Edit]:
+        sites = fitting_sites(self.sae, model, at, self.force)
+        return [Edit(s, _checked(self._steer)) for s in sites] if self.features else []
+
+    def _steer(self, x: Tensor, _context: Context) -> Tensor:
+        latents = self.sae.encode(x)
+        dense = latents.dense() if hasattr(latents, "dense") else latents
+        changed = dense.clone()
+        changed[..., self.features] = torch.tensor(self.values, dtype=dense.dtype, device=dense.device)
+        tokens = self.sae.measure(x)
+        return x + (self.sae.decode(changed, tokens) - self.sae.decode(dense, tokens)).to(x.dtype)
+
+
+def fitting_sites(sae: Any, model: LiveModel, at: Sites, force: bool = False) -> list[str]:
+    """Where a dictionary goes on a model: `at`, or its own site.
+
+    Raises:
+        FitError: recorded for another model or site (unless `force`), of another width, or for no site at all.
+    """
+    if at is None and not sae.site:
+        raise FitError(
+            "this SAE does not say which site it belongs to: pass at=..., such as "
+            f"at={model.sites('*hook_resid_post')[model.n_layers // 2]!r}."
+        )
+    sites = model.resolve_all(sae.site if at is None else at)
+    if not force and sae.model_name and not same_model(sae.model_name, model.name):
+        raise FitError(
+            f"this SAE was made for the model {sae.model_name!r}, not {model.name!r}. If they are the same "
+            "weights, attach sl.replace(sae, force=True)."
+        )
+    if not force and sae.site and at is not None and sites != model.resolve_all(sae.site):
+        raise FitError(
+            f"this SAE was made for {sae.site}, not for {', '.join(sites)}. To put it there all the same, "
+            "attach sl.replace(sae, force=True)."
+        )
+    for site in sites:
+        width = model.width(site)
+        if width != sae.d_in:
+            near = [s for s in (sae.site,) if s] or ["a site of that width"]
+            raise FitError(
+                f"this SAE reads {sae.d_in} numbers a token (d_in), but {site} has {width}. It belongs at {near[0]}."
+            )
+    return sites
+
+
+def same_model(recorded: str, name: str) -> bool:
+    """Whether two model names mean the same model: case and the organisation before the slash do not count."""
+    return recorded.rsplit("/", 1)[-1].lower() == name.rsplit("/", 1)[-1].lower()

@@ -1,0 +1,254 @@
+"""Embedded documents: the matrix, the texts, and the tokens that fire."""
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sparselens.embeddings.store import Blocks, Folder, flat_numbers
+from sparselens.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas
+    import pyarrow
+    import scipy.sparse
+
+    from sparselens.embeddings.descriptions import TokenMass
+    from sparselens.views.tokens import TokenView
+
+
+class SAEEmbedding:
+    """Documents as features of a dictionary; made by `embed`, or `SAEEmbedding.load(folder)`.
+
+    A document is known by its position, 0 to `len(emb) - 1`.
+
+    Attributes:
+        info: what was embedded and how (model, site, sae_sha256, pooling, role, ...).
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        info: dict[str, Any],
+        columns: "pandas.DataFrame | None" = None,
+        rows: np.ndarray | None = None,
+    ):
+        self.info = info
+        self._blocks, self._columns = blocks, columns
+        self._rows = np.arange(len(blocks)) if rows is None else rows
+        self._whole: SAEEmbedding | None = None  # of a subset: what it was taken from
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "SAEEmbedding":
+        """Open a folder that `embed` wrote, memory-mapped.
+
+        Raises:
+            InputError: there is no embedding. FileFormatError: it is unfinished or damaged.
+        """
+        folder = Folder(Path(path))
+        info = folder.manifest()
+        starts = [0, *np.cumsum(info["blocks"]).tolist()]
+        return cls(Blocks([folder.block(i) for i in range(len(info["blocks"]))], starts), info, folder.columns())
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def d_sae(self) -> int:
+        """Number of features, firing or not."""
+        return self.info["d_sae"]
+
+    @cached_property
+    def matrix(self) -> "scipy.sparse.csr_matrix":
+        """The pooled features, CSR float32 `[documents, d_sae]`. A feature that fires has an entry."""
+        from scipy.sparse import csr_matrix
+
+        if self._whole is not None:
+            return self._whole.matrix[self._rows]
+        parts = [(*flat_numbers(t, "feature"), flat_numbers(t, "value")[0]) for _, t in self._tables()]
+        pointers = np.r_[0, np.cumsum(np.concatenate([lengths for _, lengths, _ in parts]))]
+        index = np.concatenate([feature for feature, _, _ in parts]).astype(np.int32)
+        values = np.concatenate([value for _, _, value in parts])
+        return csr_matrix((values, index, pointers), shape=(len(self), self.d_sae))
+
+    @cached_property
+    def documents(self) -> "pandas.DataFrame":
+        """A row a document: `text`, `n_tokens` (how many were pooled), and the columns carried along."""
+        import pandas as pd
+
+        parts = [(where, t.select(["text", "n_tokens"]).to_pandas()) for where, t in self._tables()]
+        frame = pd.concat([part.set_index(where) for where, part in parts]).sort_index()
+        if self._columns is not None:
+            frame = frame.join(self._columns.iloc[self._rows].reset_index(drop=True))
+        return frame
+
+    @cached_property
+    def features(self) -> "pandas.DataFrame":
+        """A row for each feature that fires.
+
+        Columns: `feature`; `density`, the share of documents in which it fires; `mean_value`, its mean pooled value
+        in those; `max_value`; `top_tokens`, where it fires.
+        """
+        import pandas as pd
+
+        from sparselens.embeddings.descriptions import fires_on
+
+        matrix = self.matrix.tocsc()
+        counts = np.diff(matrix.indptr)
+        fired = np.flatnonzero(counts)
+        total = np.asarray(matrix.sum(axis=0)).ravel()
+        tops = fires_on(self.token_mass, fired.tolist())
+        return pd.DataFrame({
+            "feature": fired,
+            "density": counts[fired] / len(self),
+            "mean_value": total[fired] / counts[fired],
+            "max_value": np.asarray(abs(matrix).max(axis=0).todense()).ravel()[fired],
+            "top_tokens": [", ".join(map(repr, top)) for top in tops],
+        })
+
+    @cached_property
+    def token_mass(self) -> "TokenMass":
+        """How much of each feature's activation falls on each token; what descriptions are made from."""
+        from sparselens.embeddings.descriptions import token_mass
+
+        return token_mass(self)
+
+    def _tables(self) -> Iterator[tuple[np.ndarray, "pyarrow.Table"]]:
+        """Stored rows of these documents, block after block, and the position of each row among them."""
+        return self._blocks.rows(self._rows)
+
+    def subset(self, which: Any) -> "SAEEmbedding":
+        """Some documents as an embedding of their own; nothing is copied.
+
+        Args:
+            which: a boolean mask (list, array or Series), or positions.
+
+        Raises:
+            InputError: a mask of another length, a position that does not exist, or no document left.
+        """
+        chosen = np.asarray(which)
+        if chosen.dtype == bool:
+            if chosen.shape != (len(self),):
+                raise InputError(f"the mask has shape {list(chosen.shape)}, but there are {len(self)} documents.")
+            chosen = np.flatnonzero(chosen)
+        if chosen.ndim != 1 or not len(chosen):
+            raise InputError("a subset needs at least one document.")
+        if chosen.dtype.kind not in "iu":
+            raise InputError(f"documents are chosen by a boolean mask or by whole numbers, not by {chosen.dtype}.")
+        rows = self._rows[[self._position(int(i)) for i in chosen]]
+        part = SAEEmbedding(self._blocks, self.info, self._columns, rows)
+        part._whole = self if self._whole is None else self._whole
+        return part
+
+    def fires(self, threshold: float = 0.0, min_tokens: int = 1) -> "scipy.sparse.csr_matrix":
+        """Which features fire in which documents, CSR bool `[documents, d_sae]`.
+
+        Args:
+            threshold: a token counts when the magnitude of its code is above this.
+            min_tokens: tokens that must count.
+        """
+        from scipy.sparse import csr_matrix
+
+        if threshold < 0 or min_tokens < 1:
+            raise InputError(f"threshold={threshold} and min_tokens={min_tokens}: they must be at least 0 and 1.")
+        if threshold == 0 and min_tokens == 1:
+            matrix = self.matrix
+            return csr_matrix((np.ones(matrix.nnz, dtype=bool), matrix.indices, matrix.indptr), shape=matrix.shape)
+        rows, columns = [], []
+        for where, table in self._tables():
+            feature, lengths = flat_numbers(table, "token_feature")
+            counts = np.abs(flat_numbers(table, "token_value")[0]) > threshold
+            pairs = np.repeat(where, lengths)[counts] * self.d_sae + feature[counts]
+            pairs, times = np.unique(pairs, return_counts=True)
+            row, column = np.divmod(pairs[times >= min_tokens], self.d_sae)
+            rows.append(row)
+            columns.append(column)
+        at = (np.concatenate(rows), np.concatenate(columns))
+        return csr_matrix((np.ones(len(at[0]), dtype=bool), at), shape=(len(self), self.d_sae))
+
+    def tokens(self, document: int) -> list[str]:
+        """The text of a document token by token; without special tokens and template."""
+        return self._blocks.document(self._row(document)).pieces
+
+    def activations(self, document: int, feature: int | Sequence[int] | np.ndarray) -> np.ndarray:
+        """Values of a feature at each token of a document, float32 `[tokens]`, or `[tokens, k]` for k features.
+
+        0 where it does not fire. The stored values are float16.
+        """
+        asked = [self._feature(f) for f in np.atleast_1d(feature).tolist()]
+        tokens = self._blocks.document(self._row(document))
+        wanted, back = np.unique(np.asarray(asked, dtype=np.int64), return_inverse=True)
+        column = np.full(self.d_sae, -1)
+        column[wanted] = np.arange(len(wanted))
+        column = column[tokens.feature]
+        at = np.repeat(np.arange(len(tokens.active)), tokens.active)
+        out = np.zeros((len(tokens.active), len(wanted)), dtype=np.float32)
+        out[at[column >= 0], column[column >= 0]] = tokens.value[column >= 0]
+        return out[:, back[0]] if np.ndim(feature) == 0 else out[:, back]
+
+    def top_documents(self, feature: int, k: int = 10) -> "pandas.DataFrame":
+        """The documents in which a feature is strongest, strongest first: `document`, `value`, and their columns."""
+        values = self.matrix[:, [self._feature(feature)]].tocoo()
+        order = np.argsort(-np.abs(values.data), kind="stable")[:k]
+        chosen = values.row[order]
+        frame = self.documents.iloc[chosen].reset_index(drop=True)
+        frame.insert(0, "document", chosen)
+        frame.insert(1, "value", values.data[order])
+        return frame
+
+    def highlight(self, document: int, feature: int | Sequence[int] | np.ndarray) -> "TokenView":
+        """Show a document with the tokens marked on which a feature fires, or several.
+
+        Raises:
+            InputError: the document has no tokens, or there is no such document or feature.
+        """
+        from sparselens.views import token_view
+
+        features = np.atleast_1d(feature).tolist()
+        return token_view(self.tokens(document), self.activations(document, features), features,
+                          title=f"document {document}")
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """The matrix as a frame with sparse columns, one for each feature that fires, named by its number."""
+        import pandas as pd
+
+        fired = np.unique(self.matrix.indices)
+        return pd.DataFrame.sparse.from_spmatrix(self.matrix[:, fired], columns=fired)
+
+    def __repr__(self) -> str:
+        return (f"SAEEmbedding({len(self):,} documents, {self.d_sae:,} features, pooling={self.info['pooling']!r}, "
+                f"{self.info['model']} at {self.info['site']})")
+
+    def _repr_html_(self) -> str:
+        from sparselens.views import report_html
+
+        fired = np.diff(self.matrix.indptr)
+        n_tokens = self.documents["n_tokens"]
+        rows = [
+            ("documents", len(self)),
+            ("tokens pooled", int(n_tokens.sum())),
+            ("tokens per document", f"{n_tokens.mean():.1f} on average, {n_tokens.min()} to {n_tokens.max()}"),
+            ("features that fire", f"{len(np.unique(self.matrix.indices)):,} of {self.d_sae:,}"),
+            ("features per document", f"{fired.mean():.1f} on average"),
+            ("pooling", self.info["pooling"]),
+            ("model, site", f"{self.info['model']}, {self.info['site']}"),
+        ]
+        if blank := int((n_tokens == 0).sum()):
+            rows.append(("without a pooled token", f"{blank:,} (empty or of one token: rows of zeros)"))
+        return report_html("Texts as features", rows)
+
+    def _row(self, document: int) -> int:
+        return int(self._rows[self._position(document)])
+
+    def _position(self, document: int) -> int:
+        if not 0 <= document < len(self):
+            raise InputError(f"there is no document {document}: there are {len(self)}, counted from 0.")
+        return document
+
+    def _feature(self, feature: int) -> int:
+        if not 0 <= feature < self.d_sae:
+            raise InputError(f"there is no feature {feature}: this dictionary has {self.d_sae}, counted from 0.")
+        return int(feature)

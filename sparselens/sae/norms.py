@@ -1,0 +1,75 @@
+"""How an SAE scales its input, and how its output is scaled back.
+
+The per-token numbers travel in a `TokenScale` from the encoder's side to the decoder's; nothing is kept on the SAE.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+from sparselens.errors import InputError, closest
+
+KINDS = ("none", "scale", "unit_norm", "layer_norm")
+_EPS = 1e-5  # layer_norm divides by (unbiased) deviation + eps and multiplies back by the deviation, as SAELens does
+
+
+class TokenScale(NamedTuple):
+    """What brings a normalised token back: `x = normed * factor + shift`, each `[*batch, 1]`."""
+
+    factor: Tensor
+    shift: Tensor
+
+
+@dataclass(frozen=True)
+class InputNorm:
+    """The input normalisation of an SAE.
+
+    Attributes:
+        kind: "none"; "scale" (x times a constant); "unit_norm" (each token to norm sqrt(d), called
+            `constant_norm_rescale` by SAELens); "layer_norm" (each token to mean 0 and deviation 1).
+        scale: the constant of kind "scale".
+    """
+
+    kind: str = "none"
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InputError(f"unknown input_norm {self.kind!r}; valid: {', '.join(KINDS)}.{closest(self.kind, KINDS)}")
+
+    @property
+    def per_token(self) -> bool:
+        """Whether decoding needs the `TokenScale` of the tokens that were encoded."""
+        return self.kind in ("unit_norm", "layer_norm")
+
+    def measure(self, x: Float[Tensor, "*batch d"]) -> TokenScale | None:
+        """The per-token numbers of `x [*batch, d]`; None where none are needed."""
+        if self.kind == "unit_norm":
+            factor = (x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5).clamp_min(1e-12)
+            return TokenScale(factor, factor.new_zeros(()).expand_as(factor))
+        if self.kind == "layer_norm":
+            return TokenScale(x.std(-1, keepdim=True), x.mean(-1, keepdim=True))
+        return None
+
+    def apply(self, x: Float[Tensor, "*batch d"], tokens: TokenScale | None) -> Float[Tensor, "*batch d"]:
+        """Normalise `x`, given its own `measure(x)`."""
+        if tokens is not None:
+            return (x - tokens.shift) / (tokens.factor + (_EPS if self.kind == "layer_norm" else 0.0))
+        return x * self.scale if self.kind == "scale" else x
+
+    def undo(self, x: Float[Tensor, "*batch d"], tokens: TokenScale | None) -> Float[Tensor, "*batch d"]:
+        """Scale a reconstruction back.
+
+        Raises:
+            InputError: the numbers of the tokens are needed and were not given.
+        """
+        if self.per_token:
+            if tokens is None:
+                raise InputError(
+                    f"this SAE uses input_norm={self.kind!r}: call decode(z, tokens=sae.measure(x)) with the x "
+                    "that was encoded, or call sae(x)."
+                )
+            return x * tokens.factor + tokens.shift
+        return x / self.scale if self.kind == "scale" else x

@@ -1,0 +1,110 @@
+"""The live widgets. Importing this module imports anywidget, so everything else imports it lazily."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anywidget
+import numpy as np
+import traitlets
+
+if TYPE_CHECKING:
+    from sparselens.views.tokens import TokenView
+
+PAGE_TOKENS = 2000  # spans a browser lays out in about a tenth of a second
+
+
+def _read(*names: str) -> str:
+    folder = Path(__file__).parent / "static"
+    return "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
+
+
+def pack_columns(values: np.ndarray) -> tuple[bytes, list[float]]:
+    """Return `values` [T, k] as little-endian half floats, column after column, and each column's peak.
+
+    Each column is divided by its largest magnitude, so that half floats do not overflow. A value that is
+    not 0 stays not 0.
+    """
+    peaks = np.abs(values).max(axis=0)
+    shares = values / np.where(peaks > 0, peaks, 1)
+    half = shares.astype("<f2")
+    smallest = np.copysign(np.float16(6e-8), values)
+    half = np.where((values != 0) & (half == 0), smallest, half).astype("<f2")
+    return np.ascontiguousarray(half.T).tobytes(), [float(peak) for peak in peaks]
+
+
+class TokenWidget(anywidget.AnyWidget):
+    """A token strip to click and to steer; made by `TokenView.explore()`.
+
+    Traits to read, set and observe:
+        token: index of the chosen token, -1 for none.
+        feature: id of the feature that colours the strip.
+        threshold: tokens with a smaller magnitude stay plain, in units of the activation.
+        page: which page of `page_size` tokens is open, from 0.
+    `tokens`, `features`, `labels` and the packed numbers are set once.
+    """
+
+    _esm = _read("shared.js", "tokens.js")
+    _css = _read("tokens.css")
+
+    tokens = traitlets.List(traitlets.Unicode(), read_only=True).tag(sync=True)
+    features = traitlets.List(traitlets.Int(), read_only=True).tag(sync=True)
+    labels = traitlets.List(traitlets.Unicode(), read_only=True).tag(sync=True)
+    title = traitlets.Unicode(read_only=True).tag(sync=True)
+    values = traitlets.Bytes(read_only=True).tag(sync=True)
+    peaks = traitlets.List(traitlets.Float(), read_only=True).tag(sync=True)
+    page_size = traitlets.Int(PAGE_TOKENS, read_only=True).tag(sync=True)
+    token = traitlets.Int(-1).tag(sync=True)
+    feature = traitlets.Int().tag(sync=True)
+    threshold = traitlets.Float(0.0).tag(sync=True)
+    page = traitlets.Int(0).tag(sync=True)
+
+    def __init__(self, view: "TokenView") -> None:
+        self.view = view
+        packed, peaks = pack_columns(view.values)
+        fixed = {
+            "tokens": view.tokens,
+            "features": view.features,
+            "labels": [view.labels.get(feature, "") for feature in view.features],
+            "title": view.title or "",
+            "values": packed,
+            "peaks": peaks,
+        }
+        for name, value in fixed.items():
+            self.set_trait(name, value)
+        super().__init__(feature=view.features[0])
+
+    @traitlets.validate("token")
+    def _check_token(self, proposal: Any) -> int:
+        return self._between(proposal["value"], -1, len(self.tokens) - 1, "token")
+
+    @traitlets.validate("page")
+    def _check_page(self, proposal: Any) -> int:
+        return self._between(proposal["value"], 0, (len(self.tokens) - 1) // self.page_size, "page")
+
+    @traitlets.validate("feature")
+    def _check_feature(self, proposal: Any) -> int:
+        self.view.column(proposal["value"])
+        return proposal["value"]
+
+    @traitlets.validate("threshold")
+    def _check_threshold(self, proposal: Any) -> float:
+        if not proposal["value"] >= 0:
+            raise traitlets.TraitError(f"threshold is {proposal['value']}; it must be 0 or larger.")
+        return proposal["value"]
+
+    @staticmethod
+    def _between(value: int, low: int, high: int, name: str) -> int:
+        if not low <= value <= high:
+            raise traitlets.TraitError(f"{name} is {value}; it must lie between {low} and {high}.")
+        return value
+
+    def __repr__(self) -> str:
+        return f"TokenWidget({len(self.tokens):,} tokens, {len(self.features)} features)"
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        bundle = super()._repr_mimebundle_(**options)
+        if bundle is None:
+            return None
+        data, metadata = bundle
+        # the static form is what a reader without this kernel sees
+        return {**data, "text/plain": repr(self), "text/html": self.view.to_html()}, metadata

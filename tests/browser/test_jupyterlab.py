@@ -1,0 +1,145 @@
+"""The live widget in JupyterLab from end to end, and what an untrusted notebook keeps of the static form."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparselens.views import diff_html, report_html, snippets
+from tests.browser.lab import running_lab, write_notebook
+from tests.views.samples import HOSTILE, diff_examples, diff_frame, hostile_view
+
+SETUP = """
+import numpy as np, ipywidgets
+from IPython.display import display
+from sparselens.views import token_view
+tokens = ["<script>window.hacked=1</script>", " cat", " sat", " on", "</script>", " mat", "."]
+w = token_view(tokens, np.eye(7)[:, [1, 5]] * 2, [11, 4], {11: "animals"}).explore()
+heard = ipywidgets.Label("nothing heard")
+w.observe(lambda c: setattr(heard, "value", f"python heard {c['name']} {c['new']}"), ["token", "feature"])
+display(w, heard)
+"""
+FROM_PYTHON = "w.token = 5"
+
+SLOW = 180_000  # milliseconds; a busy machine takes a minute to start what an idle one starts in seconds
+
+RUN_ALL = """async () => {
+    const panel = jupyterapp.shell.currentWidget;
+    await panel.context.ready;
+    await panel.sessionContext.ready;
+    await jupyterapp.commands.execute('notebook:run-all-cells');
+}"""
+ALL_DONE = """() => {
+    const panel = jupyterapp.shell.currentWidget;
+    const cells = panel.content.widgets.filter(cell => cell.model.type === 'code');
+    return cells.every(cell => cell.model.executionCount !== null)
+        && panel.sessionContext.session?.kernel?.status === 'idle';
+}"""
+RUN_LAST = """async () => {
+    const notebook = jupyterapp.shell.currentWidget.content;
+    notebook.deselectAll();
+    notebook.activeCellIndex = notebook.widgets.length - 1;
+    await jupyterapp.commands.execute('notebook:run-cell');
+}"""
+CELLS = "(n => [n.activeCellIndex, n.widgets.length, n.mode])(jupyterapp.shell.currentWidget.content)"
+NOTEBOOK_OPEN = "window.jupyterapp?.shell.currentWidget?.content?.widgets?.length"
+
+
+@pytest.fixture(scope="module")
+def lab(browser, tmp_path_factory):
+    """The address of a JupyterLab with a live notebook and an untrusted one."""
+    home, notebooks = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("notebooks")
+    write_notebook(notebooks / "live.ipynb", [(SETUP, []), ("w", []), (FROM_PYTHON, [])])
+    shown = [*_fragments(), "<div>a formula: $x^2$</div>"]
+    write_notebook(notebooks / "untrusted.ipynb", [("'before'", [{"text/html": html}]) for html in shown])
+    with running_lab(home, Path(notebooks)) as address:
+        yield address
+
+
+def _fragments() -> list[str]:
+    frame = diff_frame()
+    rows = [{"tokens": HOSTILE, "values": [(-1.0) ** i for i in range(len(HOSTILE))], "title": HOSTILE[0]}]
+    return [
+        hostile_view().to_html(),
+        diff_html(frame, diff_examples(frame), title="A & B", notes=["note"]),
+        snippets(rows),
+        report_html("Report", [("l0", 31.9), (HOSTILE[0], HOSTILE[1])]),
+    ]
+
+
+def _open(open_page, address: str) -> Any:
+    watched = open_page(f"{address}?reset")
+    watched.page.wait_for_function(NOTEBOOK_OPEN, timeout=SLOW)
+    return watched
+
+
+def test_the_widget_and_python_hear_each_other(lab, open_page):
+    watched = _open(open_page, f"{lab}/lab/tree/live.ipynb")
+    page = watched.page
+    page.evaluate(RUN_ALL)
+    page.wait_for_function(ALL_DONE, timeout=SLOW)
+    views = page.locator(".sl-strip")
+    views.nth(1).wait_for()
+    assert views.count() == 2
+    chosen = page.locator("[role=option][aria-selected=true]")
+
+    def wait_for(token: int) -> None:
+        """Both views of the model show the token, and Python has heard it."""
+        page.get_by_text(f"python heard token {token}").wait_for()
+        page.wait_for_function(
+            """token => {
+                const chosen = [...document.querySelectorAll('[role=option][aria-selected=true]')];
+                return chosen.length === 2 && chosen.every(span => span.dataset.i === token);
+            }""",
+            arg=str(token),
+        )
+
+    wait_for(5)  # set in Python
+    views.first.locator("[data-i='1']").click()
+    wait_for(1)
+    cells = page.evaluate(CELLS)
+    for key in ("b", "ArrowDown", "ArrowUp", "ArrowRight", "Enter"):  # "b" makes a cell in a notebook
+        page.keyboard.press(key)
+    wait_for(2)
+    assert page.evaluate(CELLS) == cells, "the keys were the widget's, not the notebook's"
+    page.evaluate(RUN_LAST)
+    wait_for(5)
+    views.nth(1).locator("[tabindex='0']").press("Escape")
+    page.get_by_text("python heard token -1").wait_for()
+    chosen.first.wait_for(state="detached")
+    page.locator(".sl-tokens select").nth(1).select_option("4")
+    page.get_by_text("python heard feature 4").wait_for()
+    page.wait_for_function("document.querySelector('.sl-tokens select').value === '4'")
+    assert views.first.locator("[data-i='0']").inner_text() == "<script>window.hacked=1</script>"
+    watched.assert_quiet()
+
+
+class _Elements(HTMLParser):
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, object]]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        kept: dict[str, object] = {name: value or "" for name, value in attrs}
+        if "style" in kept:
+            rules = re.sub(r"\s*([;:,])\s*", r"\1", str(kept["style"])).rstrip(";").split(";")
+            kept["style"] = sorted(rules)
+        if tag != "tbody":  # a browser adds it
+            self.found.append((tag, kept))
+
+
+def test_an_untrusted_notebook_keeps_the_static_form_whole(lab, open_page):
+    watched = _open(open_page, f"{lab}/lab/tree/untrusted.ipynb")
+    page = watched.page
+    outputs = page.locator(".jp-RenderedHTML")
+    fragments = _fragments()
+    outputs.nth(len(fragments)).locator("mjx-container").wait_for()  # formulas have been drawn
+    assert page.evaluate("jupyterapp.shell.currentWidget.content.model.cells.get(0).trusted") is False
+    for i, fragment in enumerate(fragments):
+        shown = _Elements(outputs.nth(i).inner_html()).found
+        for kept, given in zip(shown, _Elements(fragment).found, strict=True):
+            assert kept == given
+    watched.assert_quiet()

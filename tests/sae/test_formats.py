@@ -1,0 +1,129 @@
+import json
+
+import pytest
+import torch
+
+from sparselens.errors import FetchError, FileFormatError, InputError, StorageError
+from sparselens.sae import SAE, registry, shipped
+from tests.sae.test_sae import random_sae
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """A folder of shipped SAEs: two of one model (the second the default), one of another."""
+    monkeypatch.setattr(registry, "roots", lambda: [tmp_path / "none", tmp_path / "saes"])
+    for name, default in {"toy/blocks.1.hook_x/a": False, "toy/blocks.2.hook_x/b": True, "other/s/r": False}.items():
+        folder = random_sae(metadata={"where": name}).save(tmp_path / "saes" / name)
+        card = json.loads((folder / "card.json").read_text()) | {"default": default}
+        (folder / "card.json").write_text(json.dumps(card))
+    return tmp_path / "saes"
+
+
+@pytest.mark.parametrize(
+    "name, found",
+    [
+        ("toy", "toy/blocks.2.hook_x/b"),
+        ("toy/blocks.1.hook_x", "toy/blocks.1.hook_x/a"),
+        ("toy/blocks.2.hook_x/b", "toy/blocks.2.hook_x/b"),
+        ("other", "other/s/r"),
+    ],
+)
+def test_shipped_names(shelf, name, found):
+    assert SAE.load(name).metadata["where"] == found
+
+
+def test_the_list_of_shipped_saes(shelf):
+    assert [(entry.name, entry.default) for entry in shipped()] == [
+        ("other/s/r", False),
+        ("toy/blocks.1.hook_x/a", False),
+        ("toy/blocks.2.hook_x/b", True),
+    ]
+
+
+def test_unknown_names_name_the_closest(shelf):
+    with pytest.raises(InputError, match="Closest: toy"):
+        SAE.load("tooy")
+    with pytest.raises(InputError, match="Closest: toy/blocks.2.hook_x/b"):
+        SAE.load("toy/blocks.2.hok_x/b")
+
+
+def test_several_without_a_default_are_listed(shelf):
+    card = shelf / "toy/blocks.2.hook_x/b/card.json"
+    card.write_text("{}")
+    with pytest.raises(InputError, match="fits several"):
+        SAE.load("toy")
+
+
+def test_hub_names_fetch_only_what_is_needed(shelf, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def snapshot_download(repo, allow_patterns):
+        asked.append((repo, allow_patterns))
+        return str(shelf / "toy")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert SAE.load("hf://org/repo/blocks.1.hook_x/a").metadata["where"] == "toy/blocks.1.hook_x/a"
+    assert SAE.load("org/repo/blocks.2.hook_x/b").metadata["where"] == "toy/blocks.2.hook_x/b"
+    assert asked[0][0] == "org/repo" and "blocks.1.hook_x/a/cfg.json" in asked[0][1]
+    with pytest.raises(FetchError, match="has no SAE in nowhere"):
+        SAE.load("org/repo/nowhere")
+
+
+def test_an_unreachable_hub_is_a_fetch_error(shelf, monkeypatch):
+    import huggingface_hub
+
+    def fail(*_args, **_kwargs):
+        raise OSError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(FetchError, match="no route"):
+        SAE.load("org/repo")
+
+
+def test_the_card_tells_the_facts(tmp_path):
+    folder = random_sae(site="s", metadata={"fvu": 0.1, "n_tokens": 5}).save(tmp_path / "sae")
+    card = json.loads((folder / "card.json").read_text())
+    assert card["fvu"] == 0.1 and card["site"] == "s" and card["k"] == 4
+    plain = random_sae().save(tmp_path / "plain", format="saelens")
+    assert sorted(file.name for file in plain.iterdir()) == ["cfg.json", "sae_weights.safetensors"]
+
+
+def test_saving_never_replaces_something_else(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(InputError, match="is not an SAE"):
+        random_sae().save(tmp_path)
+    with pytest.raises(InputError, match="is not an SAE"):
+        random_sae().save(tmp_path / "thesis.tex")
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+    folder = random_sae().save(tmp_path / "new" / "sae")
+    second = random_sae()
+    second.save(folder)
+    assert torch.equal(SAE.load(folder).W_dec, second.W_dec)
+
+
+def test_other_mistakes(tmp_path):
+    with pytest.raises(InputError, match="Closest: saelens"):
+        random_sae().save(tmp_path / "sae", format="sae-lens")
+    with pytest.raises(FileFormatError, match="needed"):
+        SAE.load(tmp_path)
+    (tmp_path / "x.txt").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        SAE.load(tmp_path / "x.txt")
+    with pytest.raises(InputError, match="no SAE called"):
+        SAE.load(tmp_path / "missing")
+
+
+def test_a_full_disk_is_a_storage_error(tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    from sparselens.sae import format_saelens
+
+    def full(*_args):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(format_saelens, "save_file", full)
+    with pytest.raises(StorageError, match="No space left"):
+        random_sae().save(tmp_path / "sae")
+    assert not list(tmp_path.iterdir())
