@@ -14,6 +14,8 @@ import random
 import re
 from pathlib import Path
 
+import torch
+
 import sparselens as sl
 from sparselens.files import write_json
 from sparselens.sae.run import TrainingRun
@@ -86,14 +88,16 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4_000_000)
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--lr", type=float, default=4e-3)
-    parser.add_argument("--articles", type=int, default=8)
+    parser.add_argument("--articles", type=int, default=6)
+    parser.add_argument("--bf16", action="store_true", help="harvest with bfloat16 products, where the processor has them")
     parser.add_argument("--default", action="store_true", help="make it the model's default SAE")
     args = parser.parse_args()
     m = sl.load_model(MODEL)
     if args.store:
         store = ActivationStore(args.store)
     else:
-        store = harvest(m, mixture(args.texts), args.site, args.work / "activations", args.tokens, context=CONTEXT)
+        with torch.autocast(m.device.type, torch.bfloat16, enabled=args.bf16):
+            store = harvest(m, mixture(args.texts), args.site, args.work / "activations", args.tokens, context=CONTEXT)
     n_tokens = int(args.epochs * store.n_tokens)
     sae, run = train(store, args.site, n_tokens, args.work, args.lr)
     sae.metadata |= {"prepend_bos": False, "dataset_path": "t0-mixture, gsm8k and hh-harmless, half of it as chats"}
