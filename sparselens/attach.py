@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparselens.errors import FitError, InputError
-from sparselens.models.engine import Context, Edit
+from sparselens.models.engine import Change, Context, Edit, Weight
 from sparselens.models.live import LiveModel
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ Sites = str | Iterable[str] | None
 class Attachment(Protocol):
     """Anything that can be put on a live model."""
 
-    def edits(self, model: LiveModel, at: Sites = None) -> list[Edit]:
-        """The edits to install; `at` overrides the attachment's own sites. Raises `FitError` if it does not fit."""
+    def edits(self, model: LiveModel, at: Sites = None) -> Sequence[Change]:
+        """What to install; `at` overrides the attachment's own sites. Raises `FitError` if it does not fit."""
         ...
 
 
@@ -62,21 +62,21 @@ def attach(model: LiveModel, thing: Any, at: Sites = None) -> Iterator[Lens]:
     Raises:
         SiteError: an unknown site. FitError: the attachment does not fit. InputError: not an attachment.
     """
-    todo = edits_of(thing, model, at)
+    todo = changes_of(thing, model, at)
     with model._engine.attach(todo):
-        yield Lens(model, thing, at, list(dict.fromkeys(e.site for e in todo)))
+        yield Lens(model, thing, at, list(dict.fromkeys(c.site for c in todo if not isinstance(c, Weight))))
 
 
-def edits_of(thing: Any, model: LiveModel, at: Sites = None) -> list[Edit]:
-    """The edits of an attachment, or of a list of attachments in order."""
+def changes_of(thing: Any, model: LiveModel, at: Sites = None) -> list[Change]:
+    """The edits, swaps and weights of an attachment, or of a list of attachments in order."""
     if isinstance(thing, list | tuple):
-        return [e for one in thing for e in edits_of(one, model, at)]
+        return [c for one in thing for c in changes_of(one, model, at)]
     if not hasattr(thing, "edits"):
         raise InputError(
             f"cannot attach a {type(thing).__name__}: give an SAE, sl.edit(site, fn), sl.steer(...), "
             "sl.ablate(site), sl.replace(sae), or a list of them."
         )
-    return thing.edits(model, at)
+    return list(thing.edits(model, at))
 
 
 class edit:

@@ -1,14 +1,13 @@
 """What an attachment costs: loss, KL and agreement against the untouched model, and a dictionary's own numbers."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from sparselens.attach import edit, edits_of, replace
+from sparselens.attach import changes_of, edit, replace
 from sparselens.errors import InputError, NotFiniteError
 from sparselens.measure.metrics import (
     ActiveSum,
@@ -20,6 +19,7 @@ from sparselens.measure.metrics import (
     top1_per_token,
 )
 from sparselens.models.batches import Batch, as_texts
+from sparselens.models.engine import Weight
 
 if TYPE_CHECKING:
     import pandas
@@ -149,7 +149,7 @@ def measure_all(
     cases = [_Case(m, name, thing, at) for name, (thing, at) in things.items()]
     dictionaries = [case for case in cases if case.dictionary is not None]
     tokens, ce_clean = 0, _Mean()
-    with untouched(m):
+    with m.untouched():
         for batch in m.batches(texts, empty="skip", **reading):
             with m.attach([edit(case.sites[0], case.look(batch)) for case in dictionaries]):
                 clean = m.logits(batch)
@@ -187,7 +187,7 @@ class _Case:
 
     def __init__(self, m: "LiveModel", name: str, thing: Any, at: Any):
         self.m, self.name, self.thing, self.at = m, name, thing, at
-        self.sites = tuple(dict.fromkeys(e.site for e in edits_of(thing, m, at)))
+        self.sites = tuple(dict.fromkeys(e.site for e in changes_of(thing, m, at) if not isinstance(e, Weight)))
         # one site only: over several there is no one l0 or mean
         self.dictionary: Any = _dictionary(thing) if len(self.sites) == 1 else None
         self.ce, self.kl, self.top1, self.ce_zero, self.ce_mean = (_Mean() for _ in range(5))
@@ -250,17 +250,3 @@ def _dictionary(thing: Any) -> Any:
     """The dictionary whose reconstruction the attachment puts in place, if it is such a one."""
     sae = thing.sae if isinstance(thing, replace) else thing
     return sae if all(hasattr(sae, name) for name in ("encode", "decode", "applies", "d_sae")) else None
-
-
-@contextmanager
-def untouched(m: "LiveModel") -> Iterator[None]:
-    """Take off whatever is attached for the length of the block."""
-    engine = m._engine
-    with engine.lock:
-        stack, engine._stack = engine._stack, []
-        try:
-            engine._install()
-            yield
-        finally:
-            engine._stack = stack
-            engine._install()

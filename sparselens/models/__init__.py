@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "batches": ["Batch"],
         "captured": ["Captured", "FlatBatch", "Output"],
-        "engine": ["Context", "Edit"],
+        "engine": ["Context", "Edit", "Swap", "Weight"],
         "live": ["LiveModel"],
         "load": ["load_model", "wrap"],
     },

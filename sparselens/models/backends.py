@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparselens.errors import InputError
 from sparselens.models.attention_function import edited_mask
-from sparselens.models.engine import Engine, edited_output, engine_for, hook_output
+from sparselens.models.engine import Engine, SwapFn, SwappedForward, edited_output, engine_for, hook_output
 from sparselens.models.families import Bind, Binder, Flat, bind_transformers
 
 BACKENDS = ("torch", "transformer_lens", "nnsight")
@@ -113,27 +113,18 @@ def boot_nnsight(model: nn.Module, tokenizer: Any) -> Any:
 def _open_nnsight(native: Any) -> Opened:
     model = native._module
     binder = bind_transformers(model, *sizes(model.config))
-    engine = engine_for(model, lambda: Engine(model, binder, model.get_submodule, hook_nnsight_output))
+    make = lambda: Engine(model, binder, model.get_submodule, hook_nnsight_output, swap_nnsight_forward)  # noqa: E731
+    engine = engine_for(model, make)
     return Opened("nnsight", native, model, engine, _paths(binder))
 
 
 class _Body:
-    """An edit of a module's output inside the body that nnsight runs, so that a trace's `.output` shows the edit
-    (torch hooks run after nnsight has read the output).
+    """Another body for a module that nnsight runs, so that a trace's `.output` shows the change (torch hooks run
+    after nnsight has read the output). `remove()` undoes it.
     """
 
-    def __init__(self, state: Any, calls: list):
-        self.state, self.before = state, state.body
-        self.state.body = self.edited(state.body, calls)
-
-    @staticmethod
-    def edited(body: Any, calls: list) -> Any:
-        def run(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            output = body(module, *args, **kwargs)
-            new = edited_output(output, calls)
-            return output if new is None else new
-
-        return run
+    def __init__(self, state: Any, body: Any):
+        self.state, self.before, state.body = state, state.body, body
 
     def remove(self) -> None:
         self.state.body = self.before
@@ -142,7 +133,25 @@ class _Body:
 def hook_nnsight_output(module: nn.Module, calls: list) -> Any:
     """Edit what a module returns, where nnsight sees it; returns a handle with `remove()`."""
     state = module.__dict__.get("__nnsight__")
-    return hook_output(module, calls) if state is None else _Body(state, calls)
+    if state is None:
+        return hook_output(module, calls)
+    body = state.body
+
+    def edited(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        output = body(module, *args, **kwargs)
+        new = edited_output(output, calls)
+        return output if new is None else new
+
+    return _Body(state, edited)
+
+
+def swap_nnsight_forward(module: nn.Module, fn: SwapFn) -> Any:
+    """Exchange the forward of a module, where nnsight sees it; returns a handle with `remove()`."""
+    state = module.__dict__.get("__nnsight__")
+    if state is None:
+        return SwappedForward(module, fn)
+    body = state.body
+    return _Body(state, lambda module, x: fn(x, lambda value: body(module, value)))
 
 
 def boot_bridge(model: Any, tokenizer: Any, own: bool = False) -> Any:

@@ -10,9 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparselens.errors import SiteError
 from sparselens.models.attention_function import AttentionSwitch
 from sparselens.models.families import Bind, Binder
 from sparselens.models.sites import ATTENTION_KINDS, split
+
+SwapFn = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 
 class Stop(BaseException):
@@ -76,6 +79,38 @@ class Edit:
     fn: Callable[[Tensor, Context], Tensor | None] = field(repr=False)
 
 
+@dataclass(frozen=True)
+class Swap:
+    """Compute a linear layer another way, for the length of an attachment.
+
+    Args:
+        site: canonical name of what the layer reads, such as `blocks.3.mlp.gate.hook_in`; see `LiveModel.linear`.
+        fn: `(x, original, context) -> output`; `original(x)` is the layer as it was, or the swap put on before.
+            Edits of the layer's input come before it, edits of its output after it.
+    """
+
+    site: str
+    fn: Callable[[Tensor, Callable[[Tensor], Tensor], Context], Tensor] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Put another tensor in the place of a parameter. The parameter itself is kept and comes back as it was.
+
+    Args:
+        module: whose parameter it is.
+        name: its name there, such as "weight".
+        value: the tensor to use; its shape may differ. Where two modules share a parameter, only this one changes.
+    """
+
+    module: nn.Module = field(repr=False)
+    name: str
+    value: Tensor = field(repr=False)
+
+
+Change = Edit | Swap | Weight
+
+
 class Engine:
     """Puts edits on one module tree. Shared by every `LiveModel` that wraps the same module.
 
@@ -84,6 +119,7 @@ class Engine:
         binder: site kind -> where it sits.
         find: path in the binder -> module.
         hook_out: how the output of a module is edited; nnsight has its own way.
+        swap_forward: how the forward of a module is exchanged; nnsight has its own way.
     """
 
     def __init__(
@@ -92,23 +128,25 @@ class Engine:
         binder: Binder,
         find: Callable[[str], nn.Module],
         hook_out: "Callable[[nn.Module, list], Any] | None" = None,
+        swap_forward: "Callable[[nn.Module, SwapFn], Any] | None" = None,
     ):
         self.model = model
         self.binder = binder
         self.find = find
         self.hook_out = hook_out or hook_output
+        self.swap_forward = swap_forward or SwappedForward
         self.lock = threading.RLock()
         self.run = Pass()
         self.given_mask: Tensor | None = None
-        self._stack: list[list[Edit]] = []
+        self._stack: list[list[Change]] = []
         self._handles: list[Any] = []
         self._attention = AttentionSwitch(model)
 
     @contextmanager
-    def attach(self, edits: Sequence[Edit]) -> Iterator[None]:
-        """Put `edits` on for the length of the context; nests. Other threads wait (the hooks are the module's)."""
+    def attach(self, changes: Sequence[Change]) -> Iterator[None]:
+        """Put `changes` on for the length of the context; nests. Other threads wait (the hooks are the module's)."""
         with self.lock:
-            self._stack.append(list(edits))
+            self._stack.append(list(changes))
             try:
                 self._install()
                 yield
@@ -116,26 +154,62 @@ class Engine:
                 self._stack.pop()
                 self._install()
 
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """Take everything off for the length of the context."""
+        with self.lock:
+            stack, self._stack = self._stack, []
+            try:
+                self._install()
+                yield
+            finally:
+                self._stack = stack
+                self._install()
+
     @property
     def touches_attention(self) -> bool:
         """Whether an edit now on sits inside the attention function."""
-        return any(split(e.site)[0] in ATTENTION_KINDS for edits in self._stack for e in edits)
+        changes = [c for level in self._stack for c in level]
+        return any(split(c.site)[0] in ATTENTION_KINDS for c in changes if isinstance(c, Edit))
+
+    def linear(self, site: str) -> nn.Module | None:
+        """The linear layer that reads a site; None if the site is not the input of just one such layer."""
+        kind, layer = split(site)
+        bind = self.binder[kind]
+        path = bind.path.replace("{i}", str(layer))
+        # a bridge has a hook point before the layer, and the layer inside its own module
+        found: Any = self.find(path.removesuffix(".hook_in"))
+        found = getattr(found, "original_component", found)
+        reads = bind.where == "in" or path.endswith(".hook_in")
+        weight = getattr(found, "weight", None)
+        return found if reads and torch.is_tensor(weight) and weight.dim() == 2 else None
 
     def _install(self) -> None:
-        """Make the hooks on the module equal to the stack of edits, outermost first."""
+        """Make the module equal to the stack of changes, outermost first."""
+        self._take_off()
+        changes = [c for level in self._stack for c in level]
+        if not changes:
+            return
+        try:
+            for weight in (c for c in changes if isinstance(c, Weight)):
+                self._handles.append(_Replaced(weight))
+            for swap in (c for c in changes if isinstance(c, Swap)):
+                self._handles.append(self._swapped(swap))
+            self._register([c for c in changes if isinstance(c, Edit)])  # last: edits of outputs go around swaps
+        except BaseException:
+            self._take_off()
+            raise
+
+    def _take_off(self) -> None:
         while self._handles:
             self._handles.pop().remove()
         self._attention.close()
-        edits = [e for level in self._stack for e in level]
-        if not edits:
-            return
-        try:
-            self._register(edits)
-        except BaseException:
-            while self._handles:
-                self._handles.pop().remove()
-            self._attention.close()
-            raise
+
+    def _swapped(self, swap: Swap) -> Any:
+        layer, context = self.linear(swap.site), Context(swap.site, self.run)
+        if layer is None:
+            raise SiteError(f"{swap.site} is not the input of a linear layer, so there is none to compute otherwise.")
+        return self.swap_forward(layer, lambda x, original: swap.fn(x, original, context))
 
     def _register(self, edits: list[Edit]) -> None:
         self._handles.append(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
@@ -177,6 +251,33 @@ class Engine:
                 run.mask = mask[:, -ids.shape[1] :].bool()
             if self.given_mask is not None and self.given_mask.shape == ids.shape:
                 run.mask = self.given_mask
+
+
+class _Replaced:
+    """A parameter exchanged for another tensor; `remove()` puts the parameter back."""
+
+    def __init__(self, weight: Weight):
+        self.owner, self.name = weight.module._parameters, weight.name
+        self.before = self.owner[weight.name]
+        self.owner[weight.name] = nn.Parameter(weight.value, requires_grad=False)
+
+    def remove(self) -> None:
+        self.owner[self.name] = self.before
+
+
+class SwappedForward:
+    """A module whose forward is `fn(x, original)`; `remove()` undoes it."""
+
+    def __init__(self, module: nn.Module, fn: SwapFn):
+        self.module, self.before = module, module.__dict__.get("forward")
+        original = module.forward
+        module.__dict__["forward"] = lambda x: fn(x, original)
+
+    def remove(self) -> None:
+        if self.before is None:
+            del self.module.__dict__["forward"]
+        else:
+            self.module.__dict__["forward"] = self.before
 
 
 def _apply(value: Tensor, calls: list[tuple[Any, Callable]]) -> Tensor | None:

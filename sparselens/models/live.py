@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sparselens.errors import InputError
+from sparselens.errors import InputError, SiteError, closest
 from sparselens.models.backends import Opened, sizes
 from sparselens.models.batches import Batch, Reader, as_texts, is_chat
 from sparselens.models.captured import Captured, FlatBatch, Output, assemble, flatten
@@ -100,6 +100,25 @@ class LiveModel:
         """Size of the last axis at a site: the `d_in` an SAE for it must have."""
         site = self.resolve(site)
         return self.capture(torch.zeros(1, 1, dtype=torch.long), site)[site].shape[-1]
+
+    def linear(self, site: str) -> nn.Module:
+        """The linear layer that reads a site: `attn.q/k/v.hook_in`, `attn.hook_z` (output projection),
+        `mlp.gate.hook_in`, `mlp.in.hook_in` (up), `mlp.hook_post` (down). Its weight is `[out, in]`, or `[in, out]`
+        where transformers has a `Conv1D`.
+
+        Raises:
+            SiteError: an unknown site, or one that is not the input of just one linear layer.
+        """
+        name = self.resolve(site)
+        found = self._engine.linear(name)
+        if found is None:
+            readable = [s for s in self.sites() if self._engine.linear(s) is not None]
+            raise SiteError(f"{name} is not the input of a linear layer.{closest(name, readable)}")
+        return found
+
+    def untouched(self) -> AbstractContextManager[None]:
+        """Take off whatever is attached for the length of the block."""
+        return self._engine.bare()
 
     def verify(self) -> list[Check]:
         """Probe the identities of the site table again; kinds whose identity fails are switched off."""

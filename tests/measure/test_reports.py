@@ -8,7 +8,6 @@ import torch
 import sparselens as sl
 from sparselens.errors import FitError, InputError, NotFiniteError
 from sparselens.measure import compare, fidelity
-from sparselens.measure.reports import untouched
 from tests import tiny
 
 SITE = "blocks.1.hook_resid_post"
@@ -130,7 +129,7 @@ def test_untouched_puts_back_after_an_exception(m):
     clean = m.run(TEXTS[0]).logits
     with m.attach(make_sae()):
         spliced = m.run(TEXTS[0]).logits
-        with pytest.raises(KeyboardInterrupt), untouched(m):
+        with pytest.raises(KeyboardInterrupt), m.untouched():
             assert torch.equal(m.run(TEXTS[0]).logits, clean)
             raise KeyboardInterrupt
         assert torch.equal(m.run(TEXTS[0]).logits, spliced)
