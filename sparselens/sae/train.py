@@ -114,6 +114,8 @@ def _train(
     progress: bool,
 ) -> dict[str, SAE]:
     """The loop: batches in, steps of every trainer, history, checkpoints; then the SAEs with their facts."""
+    if data.n_tokens < 2:
+        raise InputError(f"{data.n_tokens} row of activations has no variance to explain: give two rows at least.")
     batch_size, seed = run.settings["batch_size"], run.settings["seed"]
     n_steps = max(1, run.settings["n_tokens"] // batch_size)
     n_rows = data.n_tokens - data.held_out(_HELD_OUT)

@@ -226,6 +226,8 @@ def test_the_learning_rate_rises_stays_and_falls():
 def test_mistakes():
     x, _ = planted(rows=2000)
     settings = {"n_tokens": 5000, "batch_size": 256, **QUIET}
+    with pytest.raises(InputError, match="1 row of activations has no variance"):
+        train_sae(torch.randn(1, 8), n_tokens=256, batch_size=256, d_sae=16, k=2, **QUIET)
     with pytest.raises(InputError, match="unknown setting 'd_seo'.*Closest: d_sae"):
         train_sae(x, saes={"a": {"d_seo": 96}}, **settings)
     with pytest.raises(InputError, match="which site"):
