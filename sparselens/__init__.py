@@ -6,11 +6,16 @@ __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["attach", "datasets", "embeddings", "errors", "measure", "models", "sae", "views"],
+    submodules=["activation", "attach", "datasets", "embeddings", "errors", "measure", "models", "sae", "views"],
     submod_attrs={
+        "activation": ["CATS", "RandomChannels", "TEAL", "WINA", "calibrate"],
         "attach": ["ablate", "edit", "replace", "steer"],
-        "embeddings": ["SAEEmbedding", "diff", "embed"],
-        "measure": ["compare", "fidelity"],
+        "embeddings": [
+            "ChatAPI", "KeywordJudge", "LocalJudge", "LocalLabeler", "SAEEmbedder", "SAEEmbedding", "cluster",
+            "concept_map", "correlate", "diff", "embed", "feature_card", "hypothesize", "label_features", "relabel_features",
+            "retrieve", "select", "trend", "verify_hypotheses",
+        ],
+        "measure": ["compare", "fidelity", "sweep"],
         "models": ["LiveModel", "load_model", "wrap"],
         "sae": ["SAE", "Latents", "train_sae"],
         "views": ["token_view"],

@@ -11,6 +11,7 @@ from torch import Tensor
 from sparselens.errors import FitError, InputError
 from sparselens.models.engine import Change, Context, Edit, Weight
 from sparselens.models.live import LiveModel
+from sparselens.models.sites import order
 
 if TYPE_CHECKING:
     from sparselens.measure.reports import Report
@@ -149,8 +150,9 @@ class ablate:
 class replace:
     """Splice a dictionary into the forward pass: the value becomes its reconstruction.
 
-    Values outside the dictionary's range (`sae.applies(x)` is False, such as attention sinks whose norm is far above
-    anything it was trained on) pass through untouched.
+    A transcoder is fed at the site it reads, and its output replaces the value at the site it writes. Values outside
+    the dictionary's range (`sae.applies(x)` is False, such as attention sinks whose norm is far above anything it was
+    trained on) pass through untouched.
 
     Args:
         sae: a dictionary with `encode`, `decode`, `measure` and `applies`.
@@ -163,14 +165,17 @@ class replace:
         self.sae, self.error_term, self.force = sae, error_term, force
 
     def edits(self, model: LiveModel, at: Sites = None) -> list[Edit]:
-        return [Edit(s, _checked(self._splice)) for s in fitting_sites(self.sae, model, at, self.force)]
+        return spliced(self.sae, model, at, self.force, self._new, self._put)
 
-    def _splice(self, x: Tensor, _context: Context) -> Tensor:
-        new = self.sae.decode(self.sae.encode(x), self.sae.measure(x)).to(x.dtype)
+    def _new(self, x: Tensor) -> Tensor:
+        return self.sae.decode(self.sae.encode(x), self.sae.measure(x))
+
+    def _put(self, y: Tensor, new: Tensor, applies: Tensor) -> Tensor:
+        new = new.to(y.dtype)
         if self.error_term:
-            # forward: exactly x; backward: the gradient goes through the reconstruction only
-            new = _Through.apply(x, new)
-        return torch.where(self.sae.applies(x)[..., None], new, x)
+            # forward: exactly y; backward: the gradient goes through the reconstruction only
+            new = _Through.apply(y, new)
+        return torch.where(applies[..., None], new, y)
 
 
 class _Through(torch.autograd.Function):
@@ -213,20 +218,100 @@ class steer:
             raise InputError(f"feature {bad[0]} does not exist: this SAE has features 0 to {sae.d_sae - 1}.")
 
     def edits(self, model: LiveModel, at: Sites = None) -> list[Edit]:
-        sites = fitting_sites(self.sae, model, at, self.force)
-        return [Edit(s, _checked(self._steer)) for s in sites] if self.features else []
+        edits = spliced(self.sae, model, at, self.force, self._change, lambda y, new, _: y + new.to(y.dtype))
+        return edits if self.features else []
 
-    def _steer(self, x: Tensor, _context: Context) -> Tensor:
+    def _change(self, x: Tensor) -> Tensor:
         latents = self.sae.encode(x)
         dense = latents.dense() if hasattr(latents, "dense") else latents
         changed = dense.clone()
         changed[..., self.features] = torch.tensor(self.values, dtype=dense.dtype, device=dense.device)
         tokens = self.sae.measure(x)
-        return x + (self.sae.decode(changed, tokens) - self.sae.decode(dense, tokens)).to(x.dtype)
+        return self.sae.decode(changed, tokens) - self.sae.decode(dense, tokens)
+
+
+def spliced(
+    sae: Any,
+    model: LiveModel,
+    at: Sites,
+    force: bool,
+    compute: Callable[[Tensor], Tensor],
+    put: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> list[Edit]:
+    """Edits that feed a dictionary where it reads and change the value where it writes.
+
+    `put(value, compute(read), applies(read))` is the new value. A dictionary that reads or writes several sites has
+    them side by side in what `compute` takes and gives.
+    """
+    reads, writes = fitting_places(sae, model, at, force)
+    if reads == writes and len(_names(sae, "reads")) <= 1:
+        return [Edit(s, _checked(lambda x, _context: put(x, compute(x), sae.applies(x)))) for s in reads]
+    seen: dict[str, Tensor] = {}
+    made: dict[str, Tensor] = {}
+
+    def read(x: Tensor, context: Context) -> None:
+        seen[context.site] = x.clone()  # some models change tensors in place later
+
+    def write(y: Tensor, context: Context) -> Tensor:
+        x = torch.cat([seen[s] for s in reads], dim=-1)
+        if context.site == writes[0]:
+            made.update(zip(writes, compute(x).chunk(len(writes), dim=-1), strict=True))
+        return put(y, made[context.site], sae.applies(x))
+
+    return [Edit(s, read) for s in reads] + [Edit(s, _checked(write)) for s in writes]
+
+
+def fitting_places(sae: Any, model: LiveModel, at: Sites, force: bool = False) -> tuple[list[str], list[str]]:
+    """The sites that a dictionary reads and those it writes on a model.
+
+    Raises:
+        FitError: as `fitting_sites`; or it writes a site that the forward pass reaches before all it reads are known.
+    """
+    recorded = _names(sae, "reads"), _names(sae, "writes")
+    if recorded[0] == recorded[1] and len(recorded[0]) <= 1 and sae.d_in == getattr(sae, "d_out", sae.d_in):
+        sites = fitting_sites(sae, model, at, force)
+        return sites, sites
+    _same_model_or_raise(sae, model, force)
+    known = [[model.resolve(s) for s in names] for names in recorded]
+    places = known if at is None else _places_given(model.resolve_all(at), known, force)
+    if not all(places):
+        raise FitError("this transcoder does not say what it reads and writes: pass at=[site read, site written].")
+    for verb, sites, width in (("reads", places[0], sae.d_in), ("writes", places[1], sae.d_out)):
+        for site in sites:
+            if model.width(site) != width // len(sites):
+                raise FitError(
+                    f"this SAE {verb} {width // len(sites)} numbers a token at {site}, which has {model.width(site)}."
+                )
+    last, first = max(places[0], key=order), min(places[1], key=order)
+    if order(last) > order(first):
+        raise FitError(
+            f"this SAE reads {last}, which comes after {first}, which it writes: it cannot be spliced into one "
+            "forward pass. Capture its sites with m.capture and encode them instead."
+        )
+    return places[0], places[1]
+
+
+def _places_given(sites: list[str], known: list[list[str]], force: bool) -> list[list[str]]:
+    """What a transcoder reads and writes when `at` names the two sites."""
+    if len(sites) != 2:
+        raise FitError(f"a transcoder takes at=[site read, site written], two sites; got {', '.join(sites)}.")
+    given = [sites[:1], sites[1:]]
+    if all(known) and given != known and not force:
+        raise FitError(
+            f"this transcoder reads {', '.join(known[0])} and writes {', '.join(known[1])}, not {sites[0]} and "
+            f"{sites[1]}. To put it there all the same, attach sl.replace(sae, force=True)."
+        )
+    return given
+
+
+def _names(sae: Any, role: str) -> tuple[str, ...]:
+    """Sites that a dictionary reads or writes; one that knows of `site` alone does both there."""
+    own = getattr(sae, role, None)
+    return own if own is not None else tuple(s for s in (sae.site,) if s)
 
 
 def fitting_sites(sae: Any, model: LiveModel, at: Sites, force: bool = False) -> list[str]:
-    """Where a dictionary goes on a model: `at`, or its own site.
+    """Where a dictionary goes on a model: `at`, or its own site (the one it reads).
 
     Raises:
         FitError: recorded for another model or site (unless `force`), of another width, or for no site at all.
@@ -237,11 +322,7 @@ def fitting_sites(sae: Any, model: LiveModel, at: Sites, force: bool = False) ->
             f"at={model.sites('*hook_resid_post')[model.n_layers // 2]!r}."
         )
     sites = model.resolve_all(sae.site if at is None else at)
-    if not force and sae.model_name and not same_model(sae.model_name, model.name):
-        raise FitError(
-            f"this SAE was made for the model {sae.model_name!r}, not {model.name!r}. If they are the same "
-            "weights, attach sl.replace(sae, force=True)."
-        )
+    _same_model_or_raise(sae, model, force)
     if not force and sae.site and at is not None and sites != model.resolve_all(sae.site):
         raise FitError(
             f"this SAE was made for {sae.site}, not for {', '.join(sites)}. To put it there all the same, "
@@ -255,6 +336,14 @@ def fitting_sites(sae: Any, model: LiveModel, at: Sites, force: bool = False) ->
                 f"this SAE reads {sae.d_in} numbers a token (d_in), but {site} has {width}. It belongs at {near[0]}."
             )
     return sites
+
+
+def _same_model_or_raise(sae: Any, model: LiveModel, force: bool) -> None:
+    if not force and sae.model_name and not same_model(sae.model_name, model.name):
+        raise FitError(
+            f"this SAE was made for the model {sae.model_name!r}, not {model.name!r}. If they are the same "
+            "weights, attach sl.replace(sae, force=True)."
+        )
 
 
 def same_model(recorded: str, name: str) -> bool:

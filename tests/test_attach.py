@@ -164,6 +164,79 @@ def test_what_does_not_fit_is_refused(make, at, error, words):
         pass
 
 
+READ, WRITE = "blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out"
+
+
+@pytest.mark.parametrize("backend", ["torch", "nnsight", "transformer_lens"])
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_transcoder_replaces_what_it_writes_by_what_it_makes_of_what_it_reads(backend, skip):
+    m = tiny.live("llama", backend)
+    sae = dictionary(site=READ, site_out=WRITE, skip=skip).requires_grad_(False)
+    if skip:
+        sae.W_skip.normal_(std=0.1)
+    clean = m.capture(TEXTS, [READ, WRITE])
+    with m.attach(sae) as lens:
+        spliced = m.capture(TEXTS, WRITE)
+    assert lens.sites == [READ, WRITE]
+    torch.testing.assert_close(spliced[WRITE][clean.mask], sae(clean[READ][clean.mask]), rtol=1e-4, atol=1e-5)
+    logits = m.run(TEXTS).logits
+    with m.attach(sl.replace(sae, error_term=True)):
+        assert torch.equal(m.run(TEXTS).logits, logits)
+    with m.attach(sl.steer(sae, [], 1.0)):
+        assert torch.equal(m.run(TEXTS).logits, logits)
+    with m.attach(sl.steer(sae, 3, 2.0)):
+        steered = m.capture(TEXTS, WRITE)[WRITE][clean.mask]
+    change = (2.0 - sae.encode(clean[READ][clean.mask]).dense()[:, [3]]) * sae.W_dec[3]
+    torch.testing.assert_close(steered - clean[WRITE][clean.mask], change, rtol=1e-4, atol=1e-4)
+
+
+def test_a_transcoder_in_cached_generation_equals_recomputing():
+    m = tiny.live()
+    with m.attach(dictionary(site=READ, site_out=WRITE)):
+        text = m.generate("hello there", max_new_tokens=5)
+        ids = m.tokenizer("hello there", return_tensors="pt").input_ids
+        n = ids.shape[1]
+        for _ in range(5):
+            ids = torch.cat([ids, m.run(ids).logits[:, -1:].argmax(-1)], 1)
+    assert m.tokenizer.decode(ids[0, n:], skip_special_tokens=True).startswith(text)
+
+
+def test_one_that_writes_several_sites_writes_each_its_part():
+    m, writes = tiny.live(), ["blocks.1.hook_mlp_out", "blocks.2.hook_mlp_out"]
+    sae = dictionary(site=READ, site_out=writes, d_out=64)
+    x = m.capture(TEXTS, READ)
+    with m.attach(sae):
+        spliced = m.capture(TEXTS, writes)
+    parts = sae(x[READ][x.mask]).chunk(2, dim=-1)
+    for site, part in zip(writes, parts, strict=True):
+        torch.testing.assert_close(spliced[site][x.mask], part, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "at", "words"),
+    [
+        ({"site": WRITE, "site_out": READ}, None, "reads blocks.1.hook_mlp_out, which comes after"),
+        ({"site": ["blocks.0.hook_resid_post", SITE], "d_in": 64}, None, "cannot be spliced into one"),
+        ({"site": READ, "site_out": WRITE, "d_out": 16}, None, "writes 16 numbers a token at blocks.1.hook_mlp_out"),
+        ({"site": None, "d_out": 16}, None, "does not say what it reads and writes"),
+        ({"site": READ, "site_out": WRITE}, SITE, "two sites"),
+        ({"site": READ, "site_out": WRITE}, ["blocks.0.mlp.hook_in", WRITE], "reads blocks.1.mlp.hook_in and writes"),
+        ({"site": READ, "site_out": WRITE, "model_name": "gpt2"}, None, "made for the model 'gpt2'"),
+    ],
+)
+def test_transcoders_that_do_not_fit_are_refused(settings, at, words):
+    m = tiny.live()
+    with pytest.raises(FitError, match=words), m.attach(dictionary(**settings), at=at):
+        pass
+
+
+def test_a_transcoder_takes_its_two_sites_from_at():
+    m = tiny.live()
+    with m.attach(dictionary(site=None, d_out=32, site_out="blocks.2.hook_mlp_out"), at=[READ, WRITE]) as lens:
+        m.run(TEXTS)
+    assert lens.sites == [READ, WRITE]
+
+
 def test_force_attaches_all_the_same():
     m = tiny.live()
     with m.attach(sl.replace(dictionary(model_name="gpt2"), force=True), at="blocks.0.hook_resid_post") as lens:

@@ -28,7 +28,7 @@ RANK = {room: rank for rank, column in enumerate(COLUMNS) for room in column}
 ALONE = {"views", "datasets", "costs"}  # import no room
 COMMON = {"errors", "files"}
 # Imports inside a function, or for the type checker only, may also go to the right here and nowhere else.
-LATE = {("models", "attach"), ("attach", "measure")} | {(room, "views") for room in RANK}
+LATE = {("models", "attach"), ("attach", "measure"), ("embeddings", "datasets")} | {(room, "views") for room in RANK}
 
 MAX_MODULE, MAX_FUNCTION = 400, 60
 HEAVY = ("transformer_lens", "nnsight", "anywidget", "ipywidgets", "pandas", "matplotlib", "transformers", "sklearn",
@@ -145,6 +145,8 @@ def test_a_room_lists_its_names_lazily_and_does_nothing_else(path: Path):
         ("sparselens.models.live", "from sparselens.attach import edit", False),
         ("sparselens.models.live", "if TYPE_CHECKING:\n    from sparselens.attach import Lens", True),
         ("sparselens.views.html", "def f():\n    from sparselens.models import LiveModel", False),
+        ("sparselens.embeddings.documents", "def f():\n    from sparselens.datasets import read_texts", True),
+        ("sparselens.embeddings.documents", "from sparselens.datasets import read_texts", False),
         ("sparselens.costs.decode", "from sparselens.measure import compare", False),
         ("sparselens.measure.l0", "from sparselens.errors import InputError", True),
         ("sparselens.measure.l0", "from sparselens.datasets import planted", False),

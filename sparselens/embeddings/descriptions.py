@@ -86,17 +86,41 @@ def fires_on(mass: TokenMass, features: Iterable[int], n: int = TOKENS) -> list[
         features: which features.
         n: most tokens of each.
     """
-    common = (mass.counts + 1) / (mass.counts.sum() + len(mass.counts)) if len(mass.counts) else mass.counts
+    asked = np.fromiter(features, dtype=np.int64)
+    row, token, score = telling(mass, asked)
+    order = np.lexsort((_alphabetical(mass.vocabulary)[token], -score, row))
+    starts = np.searchsorted(row[order], np.arange(len(asked) + 1))
     out = []
-    for feature in features:
-        span = slice(mass.mass.indptr[feature], mass.mass.indptr[feature + 1])
-        token, value = mass.mass.indices[span], mass.mass.data[span]
-        share = value / value.sum() if len(value) else value
-        score = share * np.log(share / common[token])
-        best = sorted(np.flatnonzero(score > 0), key=lambda i: (-score[i], mass.vocabulary[token[i]]))
-        pieces = [mass.vocabulary[token[i]] for i in best[: n + 1]]
+    for start, stop in zip(starts, starts[1:], strict=False):
+        pieces = [mass.vocabulary[t] for t in token[order[start : min(stop, start + n + 1)]]]
         out.append([piece for piece in pieces if piece][:n])  # later bytes of a character have an empty piece
     return out
+
+
+def telling(mass: TokenMass, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How much each token tells about where each feature fires, as `fires_on` ranks them; above chance only.
+
+    Args:
+        mass: sums by feature and token.
+        features: int `[n]`.
+
+    Returns:
+        Positions in `features`, tokens and scores, `[entries]` each.
+    """
+    part = mass.mass[features]
+    row = np.repeat(np.arange(len(features)), np.diff(part.indptr))
+    share = part.data / np.bincount(row, part.data, minlength=len(features))[row]
+    common = (mass.counts + 1) / max(mass.counts.sum() + len(mass.counts), 1)
+    score = share * np.log(share / common[part.indices])
+    above = score > 0
+    return row[above], part.indices[above], score[above]
+
+
+def _alphabetical(vocabulary: Sequence[str]) -> np.ndarray:
+    """The place of each piece in alphabetical order."""
+    place = np.empty(len(vocabulary), dtype=np.int64)
+    place[sorted(range(len(vocabulary)), key=vocabulary.__getitem__)] = np.arange(len(vocabulary))
+    return place
 
 
 def promotes(features: Sequence[int], m: "LiveModel", sae: "SAE", n: int = TOKENS) -> list[list[str]]:

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparselens.embeddings.store import Blocks, Folder, flat_numbers
-from sparselens.errors import InputError
+from sparselens.embeddings.folder import Folder, rows_of
+from sparselens.embeddings.pool import check_pooling, pool
+from sparselens.embeddings.reading_cost import ReadingCost
+from sparselens.embeddings.store import Blocks, carried, entries_of, flat_numbers
+from sparselens.errors import FileFormatError, InputError
 
 if TYPE_CHECKING:
     import pandas
@@ -29,17 +32,12 @@ class SAEEmbedding:
         info: what was embedded and how (model, site, sae_sha256, pooling, role, ...).
     """
 
-    def __init__(
-        self,
-        blocks: Blocks,
-        info: dict[str, Any],
-        columns: "pandas.DataFrame | None" = None,
-        rows: np.ndarray | None = None,
-    ):
+    def __init__(self, blocks: Blocks, info: dict[str, Any], rows: np.ndarray | None = None):
         self.info = info
-        self._blocks, self._columns = blocks, columns
+        self._blocks = blocks
         self._rows = np.arange(len(blocks)) if rows is None else rows
         self._whole: SAEEmbedding | None = None  # of a subset: what it was taken from
+        self._again = False  # pooled in another way than the blocks say
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "SAEEmbedding":
@@ -50,8 +48,9 @@ class SAEEmbedding:
         """
         folder = Folder(Path(path))
         info = folder.manifest()
-        starts = [0, *np.cumsum(info["blocks"]).tolist()]
-        return cls(Blocks([folder.block(i) for i in range(len(info["blocks"]))], starts), info, folder.columns())
+        rows = rows_of(info)
+        starts = [0, *np.cumsum(rows).tolist()]
+        return cls(Blocks([folder.block(i) for i in range(len(rows))], starts, folder.seconds), info)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -68,22 +67,30 @@ class SAEEmbedding:
 
         if self._whole is not None:
             return self._whole.matrix[self._rows]
-        parts = [(*flat_numbers(t, "feature"), flat_numbers(t, "value")[0]) for _, t in self._tables()]
+        pooled = self._pooled_again if self._again else _pooled
+        parts = [pooled(table) for _, table in self._tables()]
         pointers = np.r_[0, np.cumsum(np.concatenate([lengths for _, lengths, _ in parts]))]
         index = np.concatenate([feature for feature, _, _ in parts]).astype(np.int32)
+        if len(index) and not 0 <= index.min() <= index.max() < self.d_sae:
+            raise FileFormatError(f"a stored feature has the number {index.max()}, and there are {self.d_sae}: a block "
+                                  "of this embedding is damaged. Embed again into a new folder.")
         values = np.concatenate([value for _, _, value in parts])
         return csr_matrix((values, index, pointers), shape=(len(self), self.d_sae))
 
     @cached_property
     def documents(self) -> "pandas.DataFrame":
-        """A row a document: `text`, `n_tokens` (how many were pooled), and the columns carried along."""
+        """A row a document: `text`, `n_tokens` (how many were pooled), and the columns carried along.
+
+        Texts that were split have a row for each chunk; `source` and `chunk` tell which.
+        """
         import pandas as pd
 
-        parts = [(where, t.select(["text", "n_tokens"]).to_pandas()) for where, t in self._tables()]
-        frame = pd.concat([part.set_index(where) for where, part in parts]).sort_index()
-        if self._columns is not None:
-            frame = frame.join(self._columns.iloc[self._rows].reset_index(drop=True))
-        return frame
+        parts = []
+        for where, table in self._tables():
+            own = [name for name in ("text", "n_tokens", "source", "chunk") if name in table.column_names]
+            both = [table.select(own).to_pandas(), carried(table).to_pandas()]
+            parts.append(pd.concat(both, axis=1).set_index(where))
+        return pd.concat(parts).sort_index()
 
     @cached_property
     def features(self) -> "pandas.DataFrame":
@@ -139,9 +146,32 @@ class SAEEmbedding:
         if chosen.dtype.kind not in "iu":
             raise InputError(f"documents are chosen by a boolean mask or by whole numbers, not by {chosen.dtype}.")
         rows = self._rows[[self._position(int(i)) for i in chosen]]
-        part = SAEEmbedding(self._blocks, self.info, self._columns, rows)
+        part = SAEEmbedding(self._blocks, self.info, rows)
         part._whole = self if self._whole is None else self._whole
         return part
+
+    def pooled(self, pooling: str, *, threshold: float = 0.0, min_tokens: int = 1) -> "SAEEmbedding":
+        """The same documents pooled in another way, without the model.
+
+        The stored codes of the tokens are float16, so values agree with those of `embed` to about three digits.
+
+        Args:
+            pooling, threshold, min_tokens: as for `embed`.
+
+        Raises:
+            InputError: an unknown pooling.
+        """
+        check_pooling(pooling, threshold, min_tokens)
+        info = self.info | {"pooling": pooling, "threshold": threshold, "min_tokens": min_tokens}
+        other = SAEEmbedding(self._blocks, info)
+        other._again = True
+        return other if self._whole is None else other.subset(self._rows)
+
+    def _pooled_again(self, table: "pyarrow.Table") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        n_tokens = table["n_tokens"].to_numpy()
+        settings = (self.info[name] for name in ("threshold", "min_tokens"))
+        found = pool(entries_of(table), self.info["pooling"], n_tokens, *settings)
+        return found.feature, np.bincount(found.document, minlength=len(table)), found.value
 
     def fires(self, threshold: float = 0.0, min_tokens: int = 1) -> "scipy.sparse.csr_matrix":
         """Which features fire in which documents, CSR bool `[documents, d_sae]`.
@@ -154,7 +184,7 @@ class SAEEmbedding:
 
         if threshold < 0 or min_tokens < 1:
             raise InputError(f"threshold={threshold} and min_tokens={min_tokens}: they must be at least 0 and 1.")
-        if threshold == 0 and min_tokens == 1:
+        if (threshold, min_tokens) == (self.info.get("threshold", 0.0), self.info.get("min_tokens", 1)):
             matrix = self.matrix
             return csr_matrix((np.ones(matrix.nnz, dtype=bool), matrix.indices, matrix.indptr), shape=matrix.shape)
         rows, columns = [], []
@@ -211,12 +241,33 @@ class SAEEmbedding:
         return token_view(self.tokens(document), self.activations(document, features), features,
                           title=f"document {document}")
 
-    def to_frame(self) -> "pandas.DataFrame":
-        """The matrix as a frame with sparse columns, one for each feature that fires, named by its number."""
+    def to_frame(
+        self, features: int | Sequence[int] | np.ndarray | None = None, *, documents: bool = False
+    ) -> "pandas.DataFrame":
+        """A row a document, with a sparse column for each feature, named by its number.
+
+        The index counts the documents from 0, so that the frame joins to the one the texts came in.
+
+        Args:
+            features: which features; all that fire by default.
+            documents: put the columns of `documents` in front.
+        """
         import pandas as pd
 
-        fired = np.unique(self.matrix.indices)
-        return pd.DataFrame.sparse.from_spmatrix(self.matrix[:, fired], columns=fired)
+        asked = np.unique(self.matrix.indices) if features is None else np.atleast_1d(features)
+        chosen = [self._feature(f) for f in asked.tolist()]
+        frame = pd.DataFrame.sparse.from_spmatrix(self.matrix[:, chosen], columns=chosen)
+        return pd.concat([self.documents, frame], axis=1) if documents else frame
+
+    def cost(self) -> ReadingCost:
+        """What reading these texts cost. Of a subset: its share of the time, by tokens."""
+        read = np.zeros(len(self), dtype=np.int64)
+        for where, table in self._tables():
+            read[where] = table["n_read"].to_numpy()
+        tokens, seconds = int(read.sum()), self._blocks.seconds
+        if self._whole is not None:
+            seconds *= tokens / max(1, self._whole.cost().reader_tokens)
+        return ReadingCost(len(self), tokens, seconds)
 
     def __repr__(self) -> str:
         return (f"SAEEmbedding({len(self):,} documents, {self.d_sae:,} features, pooling={self.info['pooling']!r}, "
@@ -252,3 +303,9 @@ class SAEEmbedding:
         if not 0 <= feature < self.d_sae:
             raise InputError(f"there is no feature {feature}: this dictionary has {self.d_sae}, counted from 0.")
         return int(feature)
+
+
+def _pooled(table: "pyarrow.Table") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The pooled codes of a block: features, how many each document has, values."""
+    feature, lengths = flat_numbers(table, "feature")
+    return feature, lengths, flat_numbers(table, "value")[0]

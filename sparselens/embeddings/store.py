@@ -1,5 +1,6 @@
-"""Embedded documents on disk: a folder with a manifest and one memory-mapped Arrow file per block of documents."""
+"""Blocks of embedded documents as Arrow tables, in memory or memory-mapped from a file each."""
 
+import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -8,16 +9,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from sparselens.embeddings.pool import Entries, Pooled
-from sparselens.errors import FileFormatError, InputError
-from sparselens.files import read_json, write_json, write_whole
+from sparselens.errors import FileFormatError
+from sparselens.files import write_whole
 
 if TYPE_CHECKING:
-    import pandas
     import pyarrow
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-COLUMNS = "columns.arrow"
+_CARRIED = "column."  # before the name of a carried column
+_TEXTS, _PANDAS = b"texts_sha256", b"pandas"
+_NEEDED = {"text", "n_tokens", "n_read", "feature", "value", "pieces", "token_count", "token_feature", "token_value"}
 _HALF = np.float16
 _HALF_MAX, _HALF_MIN = 65504.0, 2.0**-24
 
@@ -58,6 +58,8 @@ def block_table(
     entries: Entries,
     pooled: Pooled,
     d_sae: int,
+    n_read: np.ndarray | None = None,
+    origin: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> "pyarrow.Table":
     """One block of documents as an Arrow table, a row a document.
 
@@ -68,6 +70,8 @@ def block_table(
         entries: the active codes; `token` counts all tokens of the block, in the order of `pieces`.
         pooled: the pooled codes.
         d_sae: number of latents.
+        n_read: int `[documents]` tokens that went through the model; `n_tokens` if None.
+        origin: where documents are chunks of texts: the `source` text of each and its number there, `chunk`.
     """
     import pyarrow as pa
 
@@ -81,124 +85,102 @@ def block_table(
 
     fired = np.bincount(entries.document, minlength=len(texts))
     kept = np.bincount(pooled.document, minlength=len(texts))
-    return pa.table({
+    columns = {
         # half a surrogate pair cannot be written as UTF-8
         "text": pa.array([_clean(t) for t in texts], pa.large_string()),
         "n_tokens": pa.array(n_tokens.astype(np.int32)),
+        "n_read": pa.array((n_tokens if n_read is None else n_read).astype(np.int32)),
         "feature": rows(pooled.feature.astype(index), kept),
         "value": rows(pooled.value.astype(np.float32), kept),
         "pieces": pa.array([[_clean(p) for p in row] for row in pieces], pa.large_list(pa.large_string())),
         "token_count": rows(count, lengths),
         "token_feature": rows(entries.feature.astype(index), fired),
         "token_value": rows(to_half(entries.value), fired),
-    })
+    }
+    if origin is not None:
+        columns |= {"source": pa.array(origin[0].astype(np.int64)), "chunk": pa.array(origin[1].astype(np.int32))}
+    return pa.table(columns)
 
 
 def _clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+def with_columns(table: "pyarrow.Table", columns: "pyarrow.Table | None", texts_sha256: str) -> "pyarrow.Table":
+    """A block with the columns carried along with its texts, and the fingerprint of the texts.
+
+    Args:
+        table: from `block_table`, or a block that has other columns.
+        columns: a row for each text; None drops what is there.
+        texts_sha256: see `Documents.fingerprint`.
+    """
+    import pyarrow.compute as pc
+
+    table = table.drop_columns([name for name in table.column_names if name.startswith(_CARRIED)])
+    facts = {_TEXTS: texts_sha256.encode()}
+    if columns is not None:
+        if "source" in table.column_names:
+            columns = columns.take(pc.subtract(table["source"], table["source"][0]))
+        facts |= _types(columns)
+        for name in columns.column_names:
+            table = table.append_column(_CARRIED + name, columns[name])
+    return table.replace_schema_metadata(facts)
+
+
+def carried(table: "pyarrow.Table") -> "pyarrow.Table":
+    """The columns carried along with the texts of a block, under their own names."""
+    names = [name for name in table.column_names if name.startswith(_CARRIED)]
+    bare = table.select(names).rename_columns([n[len(_CARRIED) :] for n in names])
+    return bare.replace_schema_metadata(_types(table))
+
+
+def _types(table: "pyarrow.Table") -> dict[bytes, bytes]:
+    """What pandas noted about its own types."""
+    return {key: value for key, value in (table.schema.metadata or {}).items() if key == _PANDAS}
+
+
+def texts_sha256(table: "pyarrow.Table") -> str:
+    """The fingerprint of the texts of a block."""
+    return (table.schema.metadata or {}).get(_TEXTS, b"").decode()
+
+
+def entries_of(table: "pyarrow.Table") -> Entries:
+    """The codes of all tokens of a block; values float32, from the float16 that is stored."""
+    count, lengths = flat_numbers(table, "token_count")
+    token = np.repeat(np.arange(len(count)), count)
+    document = np.repeat(np.repeat(np.arange(len(lengths)), lengths), count)
+    feature, value = (flat_numbers(table, name)[0] for name in ("token_feature", "token_value"))
+    return Entries(document, token, feature.astype(np.int64), value.astype(np.float32))
+
+
 def write_table(table: "pyarrow.Table", path: Path) -> None:
     """Write an uncompressed Arrow file, which can be memory-mapped. It appears whole or not at all."""
     import pyarrow as pa
 
-    with (
-        write_whole(path) as temporary,
-        pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, table.schema) as writer,
-    ):
-        writer.write_table(table)
+    with write_whole(path) as temporary:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table.combine_chunks())
+        with open(temporary, "rb") as done:
+            os.fsync(done.fileno())  # a power cut after the renaming must not leave an empty file
 
 
 def read_table(path: Path) -> "pyarrow.Table":
     """Open an Arrow file memory-mapped.
 
     Raises:
-        FileFormatError: the file is damaged.
+        FileFormatError: the file is damaged, or holds something else.
     """
     import pyarrow as pa
 
+    again = "Delete that one file and embed again with the same inputs: the other blocks are kept."
     try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise FileFormatError(f"{path} is damaged ({error}). Delete that one file and embed again with the same "
-                              "inputs: the other blocks are kept.") from error
-
-
-class Folder:
-    """A folder of embedded documents.
-
-    Args:
-        path: the folder.
-    """
-
-    def __init__(self, path: Path):
-        self.path = Path(path)
-
-    def block(self, index: int) -> Path:
-        return self.path / f"block-{index:05d}.arrow"
-
-    def open(self, manifest: dict[str, Any]) -> None:
-        """Begin, or go on after an interruption.
-
-        Raises:
-            InputError: the folder holds an embedding of other texts or with other settings, or other files.
-        """
-        import shutil
-
-        if (self.path / MANIFEST).exists():
-            self._same(read_json(self.path / MANIFEST), manifest)
-            for left in self.path.glob(".block-*.tmp"):  # of a run that was killed while writing
-                shutil.rmtree(left, ignore_errors=True)
-        elif self.path.exists() and any(self.path.iterdir()):
-            raise InputError(f"{self.path} holds other files and no {MANIFEST}: give a new or empty folder as out=.")
-        else:
-            write_json(self.path / MANIFEST, manifest)
-
-    def _same(self, there: dict[str, Any], now: dict[str, Any]) -> None:
-        differ = [key for key in now if there.get(key) != now[key]]
-        if differ:
-            said = "; ".join(f"{key}: {there.get(key)!r:.70} there, {now[key]!r:.70} now" for key in differ)
-            raise InputError(f"{self.path} holds an embedding of other inputs ({said}). Give another folder as out=, "
-                             "or delete this one.")
-
-    def manifest(self) -> dict[str, Any]:
-        """What was embedded, and how.
-
-        Raises:
-            InputError: no embedding is there. FileFormatError: it is unfinished, or of another version.
-        """
-        if not (self.path / MANIFEST).exists():
-            raise InputError(f"{self.path} holds no embedding (there is no {MANIFEST}).")
-        manifest = read_json(self.path / MANIFEST)
-        if manifest.get("format") != FORMAT:
-            raise FileFormatError(f"{self.path} has format {manifest.get('format')!r}; this version reads {FORMAT}.")
-        n_blocks = len(manifest["blocks"])
-        done = sum(self.block(i).exists() for i in range(n_blocks))
-        if done < n_blocks:
-            raise FileFormatError(f"{self.path} is unfinished: {done} of {n_blocks} blocks are there. Call sl.embed "
-                                  "again with the same inputs; it goes on where it stopped.")
-        return manifest
-
-    def write_columns(self, columns: "pandas.DataFrame | None") -> None:
-        """Keep the carried columns.
-
-        Raises:
-            InputError: a column holds what Arrow has no type for.
-        """
-        import pyarrow as pa
-
-        if columns is None or not len(columns.columns):
-            (self.path / COLUMNS).unlink(missing_ok=True)
-            return
-        try:
-            table = pa.Table.from_pandas(columns, preserve_index=False)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-            raise InputError(f"a carried column cannot be stored: {error}. Convert it or drop it first.") from error
-        write_table(table, self.path / COLUMNS)
-
-    def columns(self) -> "pandas.DataFrame | None":
-        return read_table(self.path / COLUMNS).to_pandas() if (self.path / COLUMNS).exists() else None
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table.validate(full=True)  # a wrong offset would be read beyond the end of the file
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name that is no UTF-8
+        raise FileFormatError(f"{path} is damaged ({str(error).splitlines()[0]}). {again}") from error
+    if missing := _NEEDED - set(table.column_names):
+        raise FileFormatError(f"{path} is no block of an embedding: it has no {min(missing)!r}. {again}")
+    return table
 
 
 class Blocks:
@@ -207,10 +189,11 @@ class Blocks:
     Args:
         parts: Arrow tables, or paths of Arrow files; a file is opened when it is read.
         starts: index of the first document of each, and the number of all documents at the end.
+        seconds: how long it took to make them.
     """
 
-    def __init__(self, parts: Sequence[Any], starts: Sequence[int]):
-        self.parts, self.starts = list(parts), np.asarray(starts, dtype=np.int64)
+    def __init__(self, parts: Sequence[Any], starts: Sequence[int], seconds: float = 0.0):
+        self.parts, self.starts, self.seconds = list(parts), np.asarray(starts, dtype=np.int64), seconds
         self._open = lru_cache(maxsize=8)(read_table)
 
     def __len__(self) -> int:

@@ -21,5 +21,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "top1_agreement",
         ],
         "reports": ["Report", "fidelity"],
+        "sweeps": ["Sweep", "sweep"],
     },
 )

@@ -1,8 +1,9 @@
 """What an attachment costs: loss, KL and agreement against the untouched model, and a dictionary's own numbers."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from math import exp
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -29,11 +30,34 @@ if TYPE_CHECKING:
 BATCH_TOKENS = 1024  # two sets of logits are held at once: 400 MB for a vocabulary of 50,000
 
 
+@runtime_checkable
+class Counted(Protocol):
+    """An attachment that counts what it does while it is on."""
+
+    def numbers(self) -> dict[str, float]:
+        """What it did so far, by the names of `Report`: `sparsity`, and what it knows of the four costs."""
+        ...
+
+    def parts(self) -> list[dict[str, Any]]:
+        """A row for each part of the model that it acts on: the rows of `Report.layers`."""
+        ...
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """An attachment with numbers of its own for the report."""
+
+    def counted(self, model: "LiveModel") -> Counted:
+        """The same attachment, counting from nothing."""
+        ...
+
+
 @dataclass(frozen=True)
 class Report:
     """Measured numbers about one attachment on some texts. Losses and KL in nats per token.
 
-    The dictionary's numbers are None for an attachment that is no dictionary.
+    The dictionary's numbers are None for an attachment that is no dictionary, and costs for one that does not count
+    them.
 
     Attributes:
         name: what it is called.
@@ -50,6 +74,12 @@ class Report:
         dense_share: share of latents that fired on more than a tenth of the tokens.
         ce_zero, ce_mean: cross-entropy when the tokens on which the dictionary acts, without the first of a row, are
             set to zero, or to their mean.
+        sparsity: share of what the attachment acts on that it leaves out: of the weights of the blocks' linear
+            layers for a sparsifier, of the latents for a dictionary.
+        weight_bytes, weight_bytes_dense: bytes of weights that one decoded token needs, and would without the
+            attachment; of the linear layers and the unembedding.
+        flops, flops_dense: their floating point operations.
+        layers: numbers for each layer, of attachments that have such.
     """
 
     name: str
@@ -66,6 +96,17 @@ class Report:
     dense_share: float | None = None
     ce_zero: float | None = None
     ce_mean: float | None = None
+    sparsity: float | None = None
+    weight_bytes: float | None = None
+    weight_bytes_dense: float | None = None
+    flops: float | None = None
+    flops_dense: float | None = None
+    layers: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+
+    @property
+    def perplexity(self) -> float:
+        """`exp(ce)`."""
+        return exp(min(self.ce, 700.0))
 
     @property
     def ce_increase(self) -> float:
@@ -89,14 +130,22 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers by name, the derived ones included."""
-        derived = ("ce_increase", "explained_variance", "ce_recovered_zero", "ce_recovered_mean")
-        return asdict(self) | {"sites": ", ".join(self.sites)} | {name: getattr(self, name) for name in derived}
+        derived = ("perplexity", "ce_increase", "explained_variance", "ce_recovered_zero", "ce_recovered_mean")
+        numbers = asdict(self) | {"sites": ", ".join(self.sites)} | {name: getattr(self, name) for name in derived}
+        del numbers["layers"]
+        return numbers
 
     def to_frame(self) -> "pandas.DataFrame":
         """One row with a column a number."""
         import pandas as pd
 
         return pd.DataFrame([self.to_dict()])
+
+    def layer_frame(self) -> "pandas.DataFrame":
+        """A row a layer, for attachments that have numbers by layer; else empty."""
+        import pandas as pd
+
+        return pd.DataFrame(list(self.layers))
 
     def _repr_html_(self) -> str:
         from sparselens.views import report_html
@@ -186,7 +235,12 @@ class _Case:
     """The running sums of one attachment."""
 
     def __init__(self, m: "LiveModel", name: str, thing: Any, at: Any):
-        self.m, self.name, self.thing, self.at = m, name, thing, at
+        self.m, self.name, self.at = m, name, at
+        parts = thing if isinstance(thing, list | tuple) else [thing]
+        # of several that count no sum is made: they count different things
+        self.counted = [one.counted(m) for one in parts if isinstance(one, Counting)]
+        counted = iter(self.counted)
+        self.thing: Any = [next(counted) if isinstance(one, Counting) else one for one in parts]
         self.sites = tuple(dict.fromkeys(e.site for e in changes_of(thing, m, at) if not isinstance(e, Weight)))
         # one site only: over several there is no one l0 or mean
         self.dictionary: Any = _dictionary(thing) if len(self.sites) == 1 else None
@@ -243,7 +297,12 @@ class _Case:
             numbers |= {"l0": self.active.l0, "fvu": self.fvu.value, "dead_share": self.active.dead_share}
             numbers |= {"dense_share": dense_share(self.active)}
             numbers |= {"ce_zero": self.ce_zero.value, "ce_mean": self.ce_mean.value}
-        return Report(self.name, self.m.name, self.sites, tokens, ce_clean, **numbers)
+            numbers |= {"sparsity": 1 - self.active.l0 / self.dictionary.d_sae}
+        layers: tuple[dict[str, Any], ...] = ()
+        if len(self.counted) == 1:
+            numbers |= self.counted[0].numbers()
+            layers = tuple(self.counted[0].parts())
+        return Report(self.name, self.m.name, self.sites, tokens, ce_clean, **numbers, layers=layers)
 
 
 def _dictionary(thing: Any) -> Any:

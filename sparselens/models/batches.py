@@ -13,6 +13,7 @@ from sparselens.errors import InputError, closest
 
 WINDOW = 1024  # texts sorted by length together: wide enough to pad little, small enough to stream
 LONG = ("error", "cut", "chunk")
+SPANS = ("all", "prompt", "answer")
 
 
 class Row(NamedTuple):
@@ -58,6 +59,11 @@ def is_chat(text: Any) -> bool:
     return isinstance(text, list) and bool(text) and isinstance(text[0], dict)
 
 
+def in_span(message: dict, span: str) -> bool:
+    """Whether a message of a chat belongs to "all", the "answer" (what the assistant says) or the "prompt" (others)."""
+    return span == "all" or (message.get("role") == "assistant") == (span == "answer")
+
+
 def as_texts(texts: Any) -> Iterable[Any]:
     """One text, one chat, a list, a Series, a tensor of ids or an iterator of them, as an iterable of texts.
 
@@ -99,18 +105,21 @@ class Reader:
         max_length: int | None,
         long: str,
         empty: str,
+        span: str = "all",
         generation: bool = False,
     ) -> list[Row]:
         """Rows of a window of texts.
 
         Raises:
-            InputError: something that is no text, an empty text, or one longer than `max_length` with long="error".
+            InputError: something that is no text, an empty text, or one longer than `max_length` with long="error";
+                or a span of what is no chat.
         """
-        if long not in LONG:
-            raise InputError(f"long={long!r} is unknown; valid are {', '.join(LONG)}.{closest(long, LONG)}")
+        for name, value, valid in (("long", long, LONG), ("span", span, SPANS)):
+            if value not in valid:
+                raise InputError(f"{name}={value!r} is unknown; valid are {', '.join(valid)}.{closest(value, valid)}")
         limit = min(max_length or self.limit, self.limit)
         rows: list[Row] = []
-        for doc, (ids, content) in enumerate(self._encode(texts, first_doc, role, generation), first_doc):
+        for doc, (ids, content) in enumerate(self._encode(texts, first_doc, role, span, generation), first_doc):
             if not ids:
                 if empty == "error":
                     raise InputError(f"text {doc} is empty: it has no tokens. Remove it or give it content.")
@@ -126,17 +135,19 @@ class Reader:
         return rows
 
     def _encode(
-        self, texts: Sequence[Any], first_doc: int, role: str | None, generation: bool
+        self, texts: Sequence[Any], first_doc: int, role: str | None, span: str, generation: bool
     ) -> Iterator[tuple[list[int], list[bool]]]:
         rendered: list[tuple[str, list[tuple[int, int]] | None] | list[int]] = []
         for doc, text in enumerate(texts, first_doc):
             if isinstance(text, str):
                 if role is None:
+                    if span != "all":
+                        raise InputError(f"text {doc} is a plain text, so it has no {span}: give chats, or span='all'.")
                     rendered.append((text, None))
                     continue
                 text = [{"role": role, "content": text}]
             if is_chat(text):
-                rendered.append(self._render(text, doc, generation))
+                rendered.append(self._render(text, doc, span, generation))
             elif isinstance(text, list) and all(isinstance(i, int) for i in text):
                 rendered.append(text)
             else:
@@ -168,7 +179,8 @@ class Reader:
             chosen = [i for i, p in enumerate(plain) if p == add]
             if chosen:
                 enc = self.tokenizer(
-                    [texts[i] for i in chosen],
+                    # half a surrogate pair is no character: it is read as "?", which keeps all offsets
+                    [texts[i].encode("utf-8", "replace").decode("utf-8") for i in chosen],
                     add_special_tokens=add,
                     return_offsets_mapping=True,
                     verbose=False,
@@ -187,8 +199,8 @@ class Reader:
             for i, (s, e) in zip(ids, offsets, strict=True)
         ]
 
-    def _render(self, chat: list[dict], doc: int, generation: bool) -> tuple[str, list[tuple[int, int]]]:
-        """A chat through the model's template, and where the given contents lie in it."""
+    def _render(self, chat: list[dict], doc: int, span: str, generation: bool) -> tuple[str, list[tuple[int, int]]]:
+        """A chat through the model's template, and where the given contents of a span lie in it."""
         if self.tokenizer is None or not self.tokenizer.chat_template:
             raise InputError("this model's tokenizer has no chat template; give plain texts and leave role=None.")
         bad = next((m for m in chat if not isinstance(m.get("content"), str)), None)
@@ -207,7 +219,8 @@ class Reader:
                     f"text {doc}: the chat template rewrites the content {content!r:.60}, so its tokens "
                     "cannot be told from the template's. Render the chat yourself and pass plain text."
                 )
-            spans.append((found, found + len(content)))
+            if in_span(message, span):
+                spans.append((found, found + len(content)))
             at = found + len(content)
         return text, [s for s in spans if s[1] > s[0]]
 
@@ -221,6 +234,7 @@ class Reader:
         long: str,
         padding_side: str,
         empty: str = "error",
+        span: str = "all",
         sort: bool = True,
         generation: bool = False,
     ) -> Iterator[Batch]:
@@ -230,7 +244,7 @@ class Reader:
         source, doc = iter(as_texts(texts)), 0
         while window := list(islice(source, WINDOW)):
             rows = self.rows(
-                window, doc, role=role, max_length=max_length, long=long, empty=empty, generation=generation
+                window, doc, role=role, max_length=max_length, long=long, empty=empty, span=span, generation=generation
             )
             doc += len(window)
             if sort:

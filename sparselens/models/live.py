@@ -1,6 +1,6 @@
 """A live model: one somebody has open, with its sites, ready to be read, changed and measured."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from sparselens.models.batches import Batch, Reader, as_texts, is_chat
 from sparselens.models.captured import Captured, FlatBatch, Output, assemble, flatten
 from sparselens.models.engine import Context, Edit, Stop
 from sparselens.models.sites import SiteTable, order
+from sparselens.models.streaming import TextStream
 from sparselens.models.verify import Check, verify
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ class LiveModel:
         long: str = "error",
         padding_side: str = "right",
         empty: str = "error",
+        span: str = "all",
         sort: bool = True,
     ) -> Iterator[Batch]:
         """Stream texts as padded batches, sorted by length inside windows of 1,024 texts.
@@ -147,6 +149,7 @@ class LiveModel:
             long: what to do with a longer text: "error", "cut" it, or read it in "chunk"s.
             padding_side: "left" or "right".
             empty: "error", or "skip" texts without tokens.
+            span: which messages of a chat are content: "all", the "prompt" or the "answer" (the assistant's).
             sort: False keeps the order given.
         """
         return self.reader.batches(
@@ -157,6 +160,7 @@ class LiveModel:
             long=long,
             padding_side=padding_side,
             empty=empty,
+            span=span,
             sort=sort,
         )
 
@@ -235,6 +239,7 @@ class LiveModel:
         max_length: int | None = None,
         long: str = "error",
         empty: str = "error",
+        span: str = "all",
     ) -> Iterator[FlatBatch]:
         """Stream activations of any number of texts as flat `[tokens, d]` batches; nothing is held back.
 
@@ -243,7 +248,7 @@ class LiveModel:
         """
         names = self.resolve_all(sites)
         for batch in self.batches(
-            texts, batch_tokens=batch_tokens, role=role, max_length=max_length, long=long, empty=empty
+            texts, batch_tokens=batch_tokens, role=role, max_length=max_length, long=long, empty=empty, span=span
         ):
             yield flatten(batch, self._read(batch, names))
 
@@ -316,6 +321,7 @@ class LiveModel:
         top_p: float = 1.0,
         seed: int = 0,
         batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        on_text: Callable[[str], None] | None = None,
     ) -> str | list[str]:
         """Let the model write on, under whatever is attached. Returns the new text only.
 
@@ -329,8 +335,14 @@ class LiveModel:
             temperature, top_p: shape of the sampling.
             seed: seed of the sampling; the global generator is left as it was.
             batch_tokens: most tokens in a batch, the new ones counted.
+            on_text: called with each piece of the new text as it comes. What it raises ends the writing.
+
+        Raises:
+            InputError: `on_text` with several prompts, or prompts that cannot be read.
         """
         one = isinstance(prompt, str) or is_chat(prompt)
+        if on_text is not None and not one:
+            raise InputError("on_text hears one text being written: give one prompt, not a list.")
         texts = list(as_texts(prompt))
         sampling = (
             {"do_sample": True, "temperature": temperature, "top_p": top_p}
@@ -351,6 +363,7 @@ class LiveModel:
                     attention_mask=batch.mask.long(),
                     max_new_tokens=max_new_tokens,
                     pad_token_id=int(self._pad_id),
+                    streamer=None if on_text is None else TextStream(self.tokenizer, on_text),
                     **sampling,
                 )
                 new = self.tokenizer.batch_decode(out[:, batch.ids.shape[1] :], skip_special_tokens=True)

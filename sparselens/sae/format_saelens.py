@@ -7,7 +7,7 @@ import copy
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sparselens.errors import FileFormatError, StorageError, closest
 from sparselens.files import read_json
-from sparselens.sae.activations import BatchTopK, JumpReLU
+from sparselens.sae.activations import BatchTopK
 from sparselens.sae.norms import InputNorm
 from sparselens.sae.sae import SAE
 
@@ -50,13 +50,30 @@ _TRAINING = {
     "aux_loss_coefficient",
     "topk_threshold_lr",
 }
-# architecture -> (own keys, own tensors)
 _TOPK_KEYS = {"k", "rescale_acts_by_decoder_norm"}
-_ARCHITECTURES: dict[str, tuple[set[str], set[str]]] = {
-    "standard": (set(), set()),
-    "jumprelu": (set(), {"threshold"}),
-    "topk": (_TOPK_KEYS, set()),
-    "batchtopk": (_TOPK_KEYS, {"topk_threshold"}),
+_GATES = {"b_gate", "b_mag", "r_mag"}
+
+
+class _Layout(NamedTuple):
+    """How an architecture of theirs is written: our name for it, its own keys and tensors."""
+
+    ours: str
+    keys: set[str] = set()
+    tensors: set[str] = set()
+    skip: bool = False
+
+
+_ARCHITECTURES = {
+    "standard": _Layout("relu"),
+    "jumprelu": _Layout("jumprelu", tensors={"threshold"}),
+    "gated": _Layout("gated", tensors=_GATES),
+    "topk": _Layout("topk", _TOPK_KEYS),
+    "abstopk": _Layout("abstopk", _TOPK_KEYS),
+    "batchtopk": _Layout("batchtopk", _TOPK_KEYS, {"topk_threshold"}),
+    "transcoder": _Layout("relu", {"d_out"}),
+    "skip_transcoder": _Layout("relu", {"d_out"}, {"W_skip"}, skip=True),
+    "jumprelu_transcoder": _Layout("jumprelu", {"d_out"}, {"threshold"}),
+    "jumprelu_skip_transcoder": _Layout("jumprelu", {"d_out"}, {"threshold", "W_skip"}, skip=True),
 }
 _NORMS = {"none": "none", "constant_norm_rescale": "unit_norm", "layer_norm": "layer_norm"}
 # Facts of a file before v6 that belong into `metadata`.
@@ -94,24 +111,38 @@ def read(folder: Path, dtype: torch.dtype | None = torch.float32) -> SAE:
     _check_keys(cfg, folder)
     tensors = read_tensors(folder / WEIGHTS)
     _legacy_tensors(tensors, folder)
-    architecture = cfg["architecture"]
+    layout = _ARCHITECTURES[cfg["architecture"]]
     sae = SAE(
-        architecture,
+        layout.ours,
         d_in=cfg["d_in"],
         d_sae=cfg["d_sae"],
+        d_out=cfg.get("d_out"),
         k=cfg.get("k"),
+        skip=layout.skip,
         subtract_b_dec=cfg.get("apply_b_dec_to_input", True),
         rank_by_decoder_norm=cfg.get("rescale_acts_by_decoder_norm", False),
         input_norm=_read_norm(cfg, folder),
         metadata=copy.deepcopy(cfg.get("metadata", {})),
         seed=None,
     )
-    _fill(sae, tensors, _ARCHITECTURES[architecture][1], folder)
+    _fill(sae, tensors, layout.tensors, folder)
     sae.requires_grad_(False)
     if dtype is not None:
         sae.to(dtype)
     sae.provenance = {"format": "saelens", "config": original, "sha256": {WEIGHTS: sha256(folder / WEIGHTS)}}
     return sae
+
+
+def name_of(sae: SAE) -> str | None:
+    """What SAELens calls the architecture of `sae`; None if its format cannot hold it."""
+    plain = sae.decoder is None and sae.bypass is None and not sae.tied and len(sae.reads) <= 1
+    ours = "jumprelu" if sae.architecture == "batchtopk" else sae.architecture
+    if not plain or len(sae.writes) > 1 or (sae.is_transcoder and sae.input_norm.kind != "none"):
+        return None
+    for name, layout in _ARCHITECTURES.items():
+        if (layout.ours, layout.skip, "d_out" in layout.keys) == (ours, sae.W_skip is not None, sae.is_transcoder):
+            return name
+    return None
 
 
 def write(sae: SAE, folder: Path) -> None:
@@ -120,12 +151,13 @@ def write(sae: SAE, folder: Path) -> None:
     A batchtopk SAE becomes a jumprelu one (which is what it computes in use), a constant input scale is folded
     into the weights; both give the same codes and reconstructions.
     """
-    tensors = {name: value.detach() for name, value in sae.named_parameters() if "." not in name}
+    parts = {name.removeprefix("activation."): value for name, value in sae.named_parameters()}
+    tensors = {name: value.detach() for name, value in parts.items()}
     metadata = copy.deepcopy(sae.metadata)
     if not _is_v6({"metadata": metadata}):
         metadata["sae_lens_version"] = LAYOUT_VERSION
     cfg: dict[str, Any] = {
-        "architecture": {"relu": "standard", "batchtopk": "jumprelu"}.get(sae.architecture, sae.architecture),
+        "architecture": name_of(sae),
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
         "dtype": str(sae.W_dec.dtype).removeprefix("torch."),
@@ -134,6 +166,8 @@ def write(sae: SAE, folder: Path) -> None:
         "normalize_activations": {v: k for k, v in _NORMS.items()}.get(sae.input_norm.kind, "none"),
         "reshape_activations": "hook_z" if (sae.site or "").endswith("hook_z") else "none",
     }
+    if sae.is_transcoder:
+        cfg["d_out"] = sae.d_out
     ranks = sae.rank_by_decoder_norm
     if ranks and (sae.architecture == "batchtopk" or sae.input_norm.kind == "scale"):
         # the codes carry the decoder norms: with these in the encoder, what follows cannot change the choice
@@ -144,10 +178,8 @@ def write(sae: SAE, folder: Path) -> None:
         scale = sae.input_norm.scale
         tensors["W_enc"] = tensors["W_enc"] * scale
         tensors["W_dec"], tensors["b_dec"] = tensors["W_dec"] / scale, tensors["b_dec"] / scale
-    if sae.architecture == "topk":
+    if sae.activation.sparse:
         cfg |= {"k": sae.k, "rescale_acts_by_decoder_norm": ranks}
-    elif isinstance(sae.activation, JumpReLU):
-        tensors["threshold"] = sae.activation.threshold.detach()
     elif isinstance(sae.activation, BatchTopK):
         details = metadata.get("training_architecture_details", {}) | {"k": sae.k}
         metadata |= {"training_architecture": "batchtopk", "training_architecture_details": details}
@@ -237,14 +269,14 @@ def _check_keys(cfg: dict[str, Any], folder: Path) -> None:
             f"{folder / CONFIG}: architecture {architecture!r} cannot be read; these can: "
             f"{', '.join(_ARCHITECTURES)}.{closest(architecture, _ARCHITECTURES)}"
         )
-    known = _COMMON | _TRAINING | _ARCHITECTURES[architecture][0]
+    known = _COMMON | _TRAINING | _ARCHITECTURES[architecture].keys
     unknown = sorted(cfg.keys() - known)
     if unknown:
         raise FileFormatError(
             f"{folder / CONFIG} has keys that a {architecture} SAE does not have: {', '.join(unknown)}."
             f"{closest(unknown[0], known)} They might change what it computes, so it is not loaded."
         )
-    if "k" in _ARCHITECTURES[architecture][0] and cfg.get("k") is None:
+    if "k" in _ARCHITECTURES[architecture].keys and cfg.get("k") is None:
         raise FileFormatError(f"{folder / CONFIG} lacks k, which a {architecture} SAE needs.")
 
 
@@ -276,11 +308,12 @@ def _fill(sae: SAE, tensors: dict[str, Tensor], own: set[str], folder: Path) -> 
     """Put the tensors of the file into `sae`; every one must be expected, and of the right shape."""
     shapes: dict[str, tuple[int, ...]] = {
         "W_enc": (sae.d_in, sae.d_sae),
-        "b_enc": (sae.d_sae,),
-        "W_dec": (sae.d_sae, sae.d_in),
-        "b_dec": (sae.d_in,),
+        "W_dec": (sae.d_sae, sae.d_out),
+        "b_dec": (sae.d_out,),
     }
-    shapes |= {name: (sae.d_sae,) if name == "threshold" else () for name in own}
+    shapes |= {name: (sae.d_sae,) for name in ("b_enc",) if name in sae.activation.encoder}
+    shapes |= {name: () if name == "topk_threshold" else (sae.d_sae,) for name in own - {"W_skip"}}
+    shapes |= {"W_skip": (sae.d_out, sae.d_in)} if "W_skip" in own else {}
     if tensors.keys() != shapes.keys():
         missing, unknown = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
         raise FileFormatError(
@@ -293,8 +326,5 @@ def _fill(sae: SAE, tensors: dict[str, Tensor], own: set[str], folder: Path) -> 
             raise FileFormatError(f"{folder / WEIGHTS}: {name} has shape {list(value.shape)}, {list(shape)} is needed.")
         if name == "topk_threshold":
             sae.activation.threshold = value.to(tensors["W_dec"].dtype)
-        elif name == "threshold":
-            assert isinstance(sae.activation, JumpReLU)
-            sae.activation.threshold = nn.Parameter(value)
         else:
-            setattr(sae, name, nn.Parameter(value))
+            setattr(sae.activation if name in own - {"W_skip"} else sae, name, nn.Parameter(value))

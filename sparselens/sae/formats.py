@@ -9,70 +9,161 @@ import torch
 
 from sparselens.errors import FetchError, FileFormatError, InputError, closest
 from sparselens.files import read_json, write_whole
-from sparselens.sae import format_saelens, registry
+from sparselens.sae import (
+    format_circuit_tracer,
+    format_dictionary_learning,
+    format_gemma_scope,
+    format_others,
+    format_own,
+    format_saelens,
+    format_sparsify,
+    hub,
+    registry,
+)
 from sparselens.sae.sae import SAE
 
 CARD = "card.json"
-_WRITERS = ("sparselens", "saelens")
+# In order: a folder of SAELens and one of Llama Scope's R1 series have files of the same names.
+_READERS = (
+    format_own,
+    format_circuit_tracer,
+    format_others,
+    format_saelens,
+    format_sparsify,
+    format_dictionary_learning,
+    format_gemma_scope,
+)
+_WRITERS = {
+    "sparselens": format_own,
+    "saelens": format_saelens,
+    "dictionary_learning": format_dictionary_learning,
+    "sparsify": format_sparsify,
+    "circuit_tracer": format_circuit_tracer,
+}
 _CARD_FACTS = ("model_name", "l0", "fvu", "dead_share", "n_tokens", "context_size", "max_norm")
 
 
-def load(path_or_name: str | os.PathLike, dtype: torch.dtype | None = torch.float32) -> SAE:
-    """Load an SAE from a folder, a shipped name or the hub; see `SAE.load`."""
+def load(
+    path_or_name: str | os.PathLike,
+    dtype: torch.dtype | None = torch.float32,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    local_files_only: bool = False,
+) -> SAE:
+    """Load an SAE from a path, a shipped name or the hub; see `SAE.load`. The last three are for the hub."""
     name = os.fspath(path_or_name)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return read(folder, dtype)
-    if folder.is_file():
-        raise InputError(f"{folder} is a file; give the folder that holds it.")
+    path = Path(name).expanduser()
+    if path.exists():
+        return read(path, dtype)
     shipped = registry.find(name)
     if shipped is not None:
         return read(shipped, dtype)
-    if name.startswith("hf://") or (name.count("/") >= 1 and name[0] not in "./~\\"):
-        return read(_fetch(name.removeprefix("hf://")), dtype)
     valid = registry.names()
+    if name.startswith("hf://") or (name.count("/") >= 1 and name[0] not in "./~\\"):
+        try:
+            return read(hub.fetch(name, revision, cache_dir, local_files_only), dtype)
+        except FetchError as error:
+            raise FetchError(f"{name!r} is nothing here and no shipped SAE ({', '.join(valid) or 'none here'}), and "
+                             f"{error}") from error  # fmt: skip
     raise InputError(
         f"no SAE called {name!r}: it is no folder, no hub id (org/name or hf://org/name/folder) and none of the "
         f"shipped ones ({', '.join(valid) or 'none here'}).{closest(name, valid)}"
     )
 
 
-def read(folder: Path, dtype: torch.dtype | None = torch.float32) -> SAE:
-    """Read the SAE in `folder`, whichever known format it has.
+def read(path: Path, dtype: torch.dtype | None = torch.float32) -> SAE:
+    """Read the SAE in a folder, or in a file of the formats that have one file an SAE.
 
     Raises:
         FileFormatError: no known format, or damaged files.
     """
-    if not format_saelens.detect(folder):
-        found = sorted(entry.name for entry in folder.iterdir())[:8]
-        raise FileFormatError(
-            f"{folder} holds no SAE in a known format: {format_saelens.CONFIG} and {format_saelens.WEIGHTS} are "
-            f"needed (found: {', '.join(found) or 'nothing'})."
-        )
-    sae = format_saelens.read(folder, dtype)
-    if (folder / CARD).is_file():
-        origin = read_json(folder / CARD).get("provenance")
+    reader = next((one for one in _READERS if one.detect(path)), None)
+    if reader is None:
+        raise FileFormatError(_unknown(path))
+    sae = reader.read(path, dtype)
+    if path.is_dir() and (path / CARD).is_file():
+        origin = read_json(path / CARD).get("provenance")
         sae.provenance |= {"format": "sparselens"} | ({"origin": origin} if origin else {})
     return sae
+
+
+def _unknown(path: Path) -> str:
+    """What to say of something that no reader takes."""
+    if path.is_file():
+        return f"{path} holds no SAE in a known format. If it belongs to a folder, give the folder."
+    found = sorted(entry.name for entry in path.iterdir())[:8]
+    hint = ""
+    layers = format_circuit_tracer.layers(path)
+    if layers:
+        hint = f" It holds one transcoder a layer: load a file, such as {next(iter(layers.values()))}, or all of them " \
+               "with sl.load_transcoders."  # fmt: skip
+    elif any(name.endswith((".pt", ".pth", ".ckpt", ".pkl")) for name in found):
+        hint = " A pickled module could run any code and is not read: save its state_dict with the library it is of."
+    return (
+        f"{path} holds no SAE in a known format (found: {', '.join(found) or 'nothing'}).{hint} Known are "
+        "SAELens, dictionary_learning, sparsify, Gemma Scope, Llama Scope, circuit-tracer and this package's own."
+    )
+
+
+def load_transcoders(path: str | os.PathLike, dtype: torch.dtype | None = torch.float32) -> dict[int, SAE]:
+    """Load a circuit-tracer set of transcoders, by layer. Of a cross-layer set the i-th writes all layers from i on.
+
+    Args:
+        path: the folder.
+        dtype: of the weights in memory; None keeps the files'.
+
+    Raises:
+        FileFormatError: there is no such set, or a file is damaged.
+    """
+    files = format_circuit_tracer.layers(Path(path))
+    if not files:
+        raise FileFormatError(f"{path} holds no set of transcoders: no layer_0.safetensors, no W_enc_0.safetensors.")
+    return {layer: read(file, dtype) for layer, file in files.items()}
+
+
+def save_transcoders(saes: dict[int, SAE], path: str | os.PathLike) -> Path:
+    """Write transcoders as a circuit-tracer set, by layer. Returns the folder, which appears whole or not at all.
+
+    Raises:
+        InputError: one cannot be held by that format, or they do not belong together.
+    """
+    folder = _free(Path(path).expanduser())
+    with write_whole(folder, folder=True) as temporary:
+        format_circuit_tracer.write_set(saes, temporary)
+    return folder
 
 
 def save(sae: SAE, path: str | os.PathLike, format: str = "sparselens") -> Path:
     """Write `sae` as the folder `path`; see `SAE.save`.
 
     Raises:
-        InputError: an unknown format, or `path` is a folder that holds something else.
+        InputError: an unknown format, one that cannot hold this SAE, or `path` is a folder that holds something else.
         StorageError: the disk is full or not writable.
     """
     if format not in _WRITERS:
         raise InputError(f"unknown format {format!r}; valid: {', '.join(_WRITERS)}.{closest(format, _WRITERS)}")
-    folder = Path(path).expanduser()
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not format_saelens.detect(folder)):
-        raise InputError(f"{folder} exists and is not an SAE; name a new folder, so that nothing is lost.")
+    folder = _free(Path(path).expanduser())
+    writer: Any = _WRITERS[format]
+    theirs = format_saelens.name_of(sae) is not None
+    if format == "saelens" and not theirs:
+        raise InputError(
+            f"the SAELens format cannot hold this {sae.architecture} SAE exactly; save it with format='sparselens'."
+        )
     with write_whole(folder, folder=True) as temporary:
-        format_saelens.write(sae, temporary)
-        if format == "sparselens":
+        if format == "sparselens":  # SAELens reads it too, where it can
+            (format_saelens if theirs else format_own).write(sae, temporary)
             text = json.dumps(_card(sae), indent=2, ensure_ascii=False)
             (temporary / CARD).write_text(text + "\n", encoding="utf-8")
+        else:
+            writer.write(sae, temporary)
+    return folder
+
+
+def _free(folder: Path) -> Path:
+    """A folder that may be written: a new or empty one, or one that holds an SAE."""
+    known = any(one.detect(folder) for one in _READERS) or bool(format_circuit_tracer.layers(folder))
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not known):
+        raise InputError(f"{folder} exists and is not an SAE; name a new folder, so that nothing is lost.")
     return folder
 
 
@@ -81,23 +172,3 @@ def _card(sae: SAE) -> dict[str, Any]:
     card = {"site": sae.site, "architecture": sae.architecture, "d_in": sae.d_in, "d_sae": sae.d_sae, "k": sae.k}
     card |= {key: sae.metadata[key] for key in _CARD_FACTS if key in sae.metadata}
     return card | {"provenance": sae.provenance}
-
-
-def _fetch(name: str) -> Path:
-    """Download `org/name[/folder]` from the hub, only the files of an SAE, and return the folder."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    org, repo, *inner = name.strip("/").split("/")
-    wanted = [format_saelens.CONFIG, format_saelens.WEIGHTS, "activation_scaler.json", CARD]
-    try:
-        root = snapshot_download(f"{org}/{repo}", allow_patterns=["/".join([*inner, file]) for file in wanted])
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise FetchError(
-            f"{name!r} is no folder here and no shipped SAE ({', '.join(registry.names()) or 'none here'}), and "
-            f"could not be fetched from the hub: {error}"
-        ) from error
-    folder = Path(root, *inner)
-    if not folder.is_dir():
-        raise FetchError(f"the hub repository {org}/{repo} has no SAE in {'/'.join(inner) or 'its root'}.")
-    return folder

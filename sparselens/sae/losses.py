@@ -1,77 +1,27 @@
-"""Training losses that go through plain autograd: ReLU + L1, JumpReLU, BatchTopK. One function each.
+"""How the architectures without a fixed k are trained: ReLU + L1, JumpReLU, gated, BatchTopK. One rule each.
 
-All work on inputs scaled to norm sqrt(d_in) on average, and aim at `k` active latents per token.
+All work in training units (inputs of norm sqrt(d) on average) and aim at `t.k` active latents per token.
 """
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-from torch.nn import functional
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from sparselens.sae.topk_step import AUX, StepResult, Weights
+import torch
+from torch import Tensor
+
+from sparselens.sae.latents import Latents
+from sparselens.sae.rules import Rule, Step
+from sparselens.sae.selection import largest_of_batch
+
+if TYPE_CHECKING:
+    from sparselens.sae.trainer import SAETrainer
 
 # Half of this, on either side of a threshold, is where JumpReLU's threshold feels the pre-activations.
 BANDWIDTH = 0.2
 # How fast the L1 weight follows the number of active latents, per step, in log units.
 _L1_RATE = 0.02
-
-
-def dense_gradients(
-    architecture: str,
-    w: Weights,
-    x: Float[Tensor, "batch d_in"],
-    k: int | float,
-    extra: dict[str, Tensor],
-    dead: Int[Tensor, " n_dead"] | None = None,
-) -> tuple[Weights, StepResult]:
-    """Gradients of the loss of `architecture` by autograd, and what the step saw.
-
-    Args:
-        architecture: "relu", "jumprelu" or "batchtopk".
-        w: the parameters.
-        x: activations `[batch, d_in]`, scaled.
-        k: the number of active latents per token to aim at.
-        extra: the architecture's own tensors, see `initial_extra`. A `threshold` of jumprelu gets its gradient in
-            `.grad`; the other tensors are updated in place.
-        dead: latents that batchtopk trains on what is left over.
-    """
-    leaves = Weights(*(tensor.detach().requires_grad_() for tensor in w))
-    centred = x - leaves.b_dec
-    pre = functional.linear(centred, leaves.enc, leaves.b_enc)
-    codes, penalty = _CODES[architecture](pre, k, extra)
-    error = codes @ leaves.dec + leaves.b_dec - x
-    squared = error.square().sum() / len(x)
-    loss = squared + x.shape[1] * penalty  # scaled inputs have a squared norm of about d_in
-    if dead is not None and len(dead) and architecture == "batchtopk":
-        loss = loss + AUX * auxiliary_loss(leaves, pre, error, dead)
-    loss.backward()
-    active = (codes > 0).detach()
-    grads = Weights(*(leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in leaves))
-    return grads, StepResult(active.any(0).nonzero().flatten(), active.sum() / len(x), squared.detach())
-
-
-def initial_extra(architecture: str, w: Weights, x: Float[Tensor, "batch d_in"], k: int | float) -> dict[str, Tensor]:
-    """The tensors an architecture keeps beside its weights, started on some scaled activations.
-
-    jumprelu: `threshold [d_sae]`, where k latents per token start out active; batchtopk: `threshold []`, followed
-    while training; relu: `log_l1 []`, the weight of the L1 penalty, steered to k active latents.
-    """
-    if architecture == "relu":
-        return {"log_l1": torch.tensor(1 / x.shape[1], device=x.device).log()}
-    pre = functional.linear(x - w.b_dec, w.enc, w.b_enc).relu()
-    kept = max(1, round(k * len(x)))
-    floor = pre.flatten().topk(min(kept, pre.numel()), sorted=False).values.min()
-    if architecture == "batchtopk":
-        return {"threshold": floor}
-    return {"threshold": floor.expand(pre.shape[1]).clone().requires_grad_()}
-
-
-def auxiliary_loss(w: Weights, pre: Tensor, error: Tensor, dead: Tensor) -> Tensor:
-    """`mean ||(x - x_hat) - aux_hat||^2`, with aux_hat from the dead latents alone and x_hat held fixed."""
-    keep = min(len(dead), max(1, w.dec.shape[1] // 2))
-    values, where = pre[:, dead].topk(keep, dim=1, sorted=False)
-    codes = torch.zeros_like(pre[:, dead]).scatter(1, where, values.relu())
-    return (error.detach() + codes @ w.dec[dead]).square().sum() / len(pre)
+# How fast the threshold for use follows the smallest code that survives a batch, per step.
+FOLLOW = 0.01
 
 
 class Jump(torch.autograd.Function):
@@ -89,7 +39,7 @@ class Jump(torch.autograd.Function):
         return grad * (pre > threshold), (-threshold / BANDWIDTH * (near * grad).sum(0))
 
 
-class Step(torch.autograd.Function):
+class Above(torch.autograd.Function):
     """`[pre > threshold]`, counted by the L0 penalty; a gradient for the threshold alone, estimated as in `Jump`."""
 
     @staticmethod
@@ -104,26 +54,98 @@ class Step(torch.autograd.Function):
         return None, -(near * grad).sum(0) / BANDWIDTH
 
 
-def _relu(pre: Tensor, k: int | float, extra: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """ReLU with an L1 penalty (decoder rows have norm 1), its weight steered so that k latents are active."""
-    codes = pre.relu()
-    l0 = (codes > 0).detach().sum() / len(pre)
-    extra["log_l1"] += _L1_RATE * (l0 / k - 1).clamp(-1, 1)
-    return codes, extra["log_l1"].exp() * codes.sum() / len(pre)
+def steered_l1(t: "SAETrainer", s: Step, sizes: Tensor) -> Tensor:
+    """An L1 penalty on `sizes [n, d_sae]` (decoder rows have norm 1), its weight steered so that k codes are active."""
+    l0 = t.mean((s.codes != 0).detach().sum() / len(s.x))
+    t.extra["log_l1"] += _L1_RATE * (l0 / t.k - 1).clamp(-1, 1)
+    return s.y.shape[1] * t.extra["log_l1"].exp() * sizes.sum() / len(s.x)
 
 
-def _jumprelu(pre: Tensor, k: int | float, extra: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """JumpReLU with a quadratic penalty around the target number of active latents (Rajamanoharan et al., 2024)."""
-    l0 = Step.apply(pre, extra["threshold"]).sum() / len(pre)
-    return Jump.apply(pre, extra["threshold"]).relu(), (l0 / k - 1) ** 2
+@dataclass(frozen=True)
+class SteeredL1(Rule):
+    """ReLU with an L1 penalty that is steered to k active latents."""
+
+    def start(self, t: "SAETrainer", x: Tensor, y: Tensor) -> None:
+        t.remember("log_l1", torch.tensor(1 / x.shape[1], device=x.device).log())
+
+    def codes(self, t: "SAETrainer", s: Step) -> Tensor:
+        return s.pre.relu()
+
+    def loss(self, t: "SAETrainer", s: Step) -> Tensor:
+        return steered_l1(t, s, s.codes)
 
 
-def _batchtopk(pre: Tensor, k: int | float, extra: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The k * batch largest positive codes of the batch; the threshold used later follows the smallest of them."""
-    positive = pre.relu()
-    values, where = positive.flatten().topk(round(k * len(pre)), sorted=False)
-    extra["threshold"].lerp_(values.detach().min(), 0.01)
-    return torch.zeros_like(positive).flatten().scatter(0, where, values).view_as(pre), pre.new_zeros(())
+@dataclass(frozen=True)
+class GatedL1(SteeredL1):
+    """Gated: the L1 penalty is on the gate, which also has to reconstruct by itself, with the decoder held fixed
+    (Rajamanoharan et al., 2024a)."""
+
+    def codes(self, t: "SAETrainer", s: Step) -> Tensor:
+        return s.model.activation(s.pre)
+
+    def loss(self, t: "SAETrainer", s: Step) -> Tensor:
+        gate = (s.pre + s.model.activation.b_gate).relu()
+        alone = gate @ s.model.W_dec.detach() + s.model.b_dec.detach()
+        return steered_l1(t, s, gate) + (s.y - alone).square().sum() / len(s.x)
 
 
-_CODES = {"relu": _relu, "jumprelu": _jumprelu, "batchtopk": _batchtopk}
+@dataclass(frozen=True)
+class TargetL0(Rule):
+    """JumpReLU with a quadratic penalty around k active latents (Rajamanoharan et al., 2024b)."""
+
+    def start(self, t: "SAETrainer", x: Tensor, y: Tensor) -> None:
+        threshold = t.model.activation.threshold
+        if not threshold.any():  # a fresh one: k latents per token start out active
+            threshold.data.fill_(smallest_survivor(t, x))
+
+    def codes(self, t: "SAETrainer", s: Step) -> Tensor:
+        return Jump.apply(s.pre, s.model.activation.threshold).relu()
+
+    def loss(self, t: "SAETrainer", s: Step) -> Tensor:
+        l0 = Above.apply(s.pre, s.model.activation.threshold).sum() / len(s.x)
+        return s.y.shape[1] * (l0 / t.k - 1) ** 2
+
+    @torch.no_grad()
+    def after(self, t: "SAETrainer", s: Step, seen: Any) -> None:
+        t.model.activation.threshold.clamp_(min=0)
+
+
+@dataclass(frozen=True)
+class PerBatch(Rule):
+    """The k * n largest of a batch of n tokens; the threshold for use follows the smallest of them.
+
+    Under `torchrun` every process chooses within its own share of the batch.
+    """
+
+    def start(self, t: "SAETrainer", x: Tensor, y: Tensor) -> None:
+        if not t.model.activation.threshold.any():
+            t.model.activation.threshold.fill_(smallest_survivor(t, x))
+
+    def choose(self, t: "SAETrainer", s: Step) -> Tensor:
+        pre, signed = s.pre.detach(), s.model.activation.signed
+        where = largest_of_batch(pre, t.k, signed).sort().values
+        kept = pre.flatten()[where].float()
+        smallest = t.mean((kept.abs() if signed else kept.relu()).min())
+        s.model.activation.threshold.lerp_(smallest, FOLLOW)
+        return where
+
+
+@torch.no_grad()
+def smallest_survivor(t: "SAETrainer", x: Tensor) -> float:
+    """The k-th largest pre-activation per token on average, over a sample."""
+    pre = t.model.linear(t.model.centred(x))
+    where = largest_of_batch(pre, max(t.k, 1 / len(x)), t.model.activation.signed)
+    kept = pre.flatten()[where]
+    return float((kept.abs() if t.model.activation.signed else kept.relu()).min())
+
+
+def dense_codes(where: Tensor, pre: Tensor, signed: bool) -> Tensor:
+    """Codes `[n, d_sae]` that survive at flat indices, with their graph."""
+    values = pre.flatten()[where]
+    kept = values if signed else values.relu()
+    return torch.zeros_like(pre).flatten().scatter(0, where, kept).view_as(pre)
+
+
+def as_dense(codes: Latents | Tensor) -> Tensor:
+    """Codes as `[n, d_sae]`."""
+    return codes if isinstance(codes, Tensor) else codes.dense()

@@ -16,10 +16,17 @@ _EPS = 1e-5  # layer_norm divides by (unbiased) deviation + eps and multiplies b
 
 
 class TokenScale(NamedTuple):
-    """What brings a normalised token back: `x = normed * factor + shift`, each `[*batch, 1]`."""
+    """What decoding needs to know of the tokens that were encoded.
 
-    factor: Tensor
-    shift: Tensor
+    Attributes:
+        factor, shift: bring a normalised token back, `x = normed * factor + shift`, each `[*batch, 1]`; None unless
+            the input norm is per token.
+        bypass: what reaches the output around the codes, `[*batch, d_out]`, such as a skip connection; None if nothing.
+    """
+
+    factor: Tensor | None = None
+    shift: Tensor | None = None
+    bypass: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class InputNorm:
 
     def apply(self, x: Float[Tensor, "*batch d"], tokens: TokenScale | None) -> Float[Tensor, "*batch d"]:
         """Normalise `x`, given its own `measure(x)`."""
-        if tokens is not None:
+        if tokens is not None and tokens.factor is not None:
             return (x - tokens.shift) / (tokens.factor + (_EPS if self.kind == "layer_norm" else 0.0))
         return x * self.scale if self.kind == "scale" else x
 
@@ -66,7 +73,7 @@ class InputNorm:
             InputError: the numbers of the tokens are needed and were not given.
         """
         if self.per_token:
-            if tokens is None:
+            if tokens is None or tokens.factor is None:
                 raise InputError(
                     f"this SAE uses input_norm={self.kind!r}: call decode(z, tokens=sae.measure(x)) with the x "
                     "that was encoded, or call sae(x)."

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from sparselens.errors import FileFormatError, InputError, NotFiniteError, SiteError, closest
 from sparselens.files import read_json, write_json, write_whole
+from sparselens.sae.gradients import GRADIENT, stream_gradients
 
 DOCUMENTS = 256  # documents in a shard
 UNNAMED = "activations"  # the site of a tensor whose origin nobody told
@@ -206,6 +207,7 @@ def harvest(
     max_norm_ratio: float = 10.0,
     batch_tokens: int = 2048,
     dtype: str = "float16",
+    gradients: bool = False,
     progress: bool = True,
 ) -> ActivationStore:
     """Write the activations of `texts` at `sites` to a folder, about `n_tokens` rows; resumes where it stopped.
@@ -221,6 +223,8 @@ def harvest(
         out: the folder. An existing one must hold the same texts, model, sites and settings.
         n_tokens: stop once so many rows are there; fewer come out if the texts end before.
         dtype: "float16", or "float32" where numbers overflow float16 (65,504).
+        gradients: also write the gradient of the model's loss at each site, as the site `name#gradient`, and leave
+            out the tokens where it is zero; see `stream_gradients`.
 
     Raises:
         InputError: the folder holds something else, or numbers overflow float16.
@@ -232,10 +236,11 @@ def harvest(
     names = [m.resolve(site) for site in ([sites] if isinstance(sites, str) else sites)]
     documents = [texts] if isinstance(texts, str) else list(texts)
     settings = {"role": role, "context": context, "drop_first": drop_first, "max_norm_ratio": max_norm_ratio}
+    columns = [*names, *(site + GRADIENT for site in names)] if gradients else names
     meta = {
         "model": m.name,
-        "sites": names,
-        "d": {site: m.width(site) for site in names},
+        "sites": columns,
+        "d": {site: m.width(site.removesuffix(GRADIENT)) for site in columns},
         **settings,
         "dtype": dtype,
         "texts": fingerprint(documents),
@@ -252,10 +257,11 @@ def harvest(
             target = folder / f"{shard:05d}"
             if not (target / "done.json").is_file():
                 block = documents[low : low + DOCUMENTS]
-                stream = m.stream(
-                    block, names, role=role, max_length=context, long="chunk", empty="skip", batch_tokens=batch_tokens
-                )
-                values = _collect(stream, names, low, drop_first)
+                reading = {"role": role, "max_length": context, "batch_tokens": batch_tokens}
+                reading |= {"long": "chunk", "empty": "skip"}
+                stream = (stream_gradients(m, block, names, **reading) if gradients
+                          else m.stream(block, names, **reading))
+                values = _collect(stream, columns, low, drop_first)
                 _write_shard(target, values, [low, low + len(block)], max_norm_ratio, dtype)
             rows += _rows_of(target)
             bar.update(_rows_of(target))
@@ -295,6 +301,9 @@ def _collect(stream: Iterable[Any], sites: list[str], first: int, drop_first: bo
     for batch in stream:
         keep = batch.content & ~batch.first if drop_first else batch.content
         for site in sites:
+            if site.endswith(GRADIENT):  # the last token of a row has none
+                keep = keep & (batch[site] != 0).any(dim=1).to(keep.device)
+        for site in sites:
             values = batch[site][keep].float().cpu()
             finite = torch.isfinite(values).all(dim=1)
             if not finite.all():
@@ -309,7 +318,7 @@ def _collect(stream: Iterable[Any], sites: list[str], first: int, drop_first: bo
 
 def _write_shard(target: Path, values: dict[str, Tensor], docs: list[int], ratio: float, dtype: str) -> None:
     """Drop rows beyond the norm limit and write the rest; the first shard with rows fixes the medians."""
-    norms = {site: rows.norm(dim=1) for site, rows in values.items()}
+    norms = {site: rows.norm(dim=1) for site, rows in values.items() if not site.endswith(GRADIENT)}
     n_rows = len(next(iter(norms.values())))
     keep = torch.ones(n_rows, dtype=torch.bool)
     if n_rows:

@@ -40,7 +40,7 @@ COLUMNS = (
     "p_value",
     "q_value",
 )
-_ROWS = 30
+ROWS = 30
 _BYTES = 200_000  # of a notebook output
 _PAGE_BYTES = 2_000_000
 _CELL = f"padding:6px 10px;text-align:left;vertical-align:top;border-top:1px solid {LINE}"
@@ -49,7 +49,7 @@ _IN_A, _IN_B = BLUE, VERMILLION
 
 
 class _Layout(NamedTuple):
-    names: tuple[str, str]  # escaped
+    names: tuple[str, str]
     reach: float  # largest magnitude on the axis of differences
     n_examples: int
     max_tokens: int
@@ -78,16 +78,15 @@ def diff_html(
     Raises:
         InputError: a column is missing, or the tokens and values of an example differ in length.
     """
-    _check(frame)
+    check_columns(frame)
     head = _head(title, notes)
     if frame.empty:
         return fragment(f"{head}<div>No feature fires in either set.</div>")
-    shown = frame.head(_ROWS)
+    shown = frame.head(ROWS)
     bounds = shown[["ci_low", "ci_high", "difference"]].to_numpy(dtype=float)
     reach = float(np.nanmax(np.abs(bounds), initial=0.0)) or 1.0
-    safe = (escape(names[0], 40), escape(names[1], 40))
     for n_examples, max_tokens in ((5, 60), (3, 40), (2, 24), (1, 12), (1, 5), (0, 0)):
-        layout = _Layout(safe, reach, n_examples, max_tokens)
+        layout = _Layout(names, reach, n_examples, max_tokens)
         html = head + _table(shown, examples, layout)
         if left := len(frame) - len(shown):
             html += f'<div style="{_NOTE};padding:6px 10px">… and {left:,} more rows: see .to_frame()</div>'
@@ -109,7 +108,8 @@ def diff_page(
     return page(title, diff_html(frame, examples, title="", notes=notes, names=names, max_bytes=_PAGE_BYTES))
 
 
-def _check(frame: "pandas.DataFrame") -> None:
+def check_columns(frame: "pandas.DataFrame") -> None:
+    """Raise an InputError if a column of a difference is missing."""
     missing = [column for column in COLUMNS if column not in frame.columns]
     if missing:
         raise InputError(f"the frame lacks {', '.join(missing)}. A difference has the columns {', '.join(COLUMNS)}.")
@@ -124,7 +124,7 @@ def _head(title: str, notes: Sequence[str]) -> str:
 
 
 def _table(shown: "pandas.DataFrame", examples: Examples, layout: _Layout) -> str:
-    a, b = layout.names
+    a, b = (escape(name, 40) for name in layout.names)
     style = "padding:6px 10px;text-align:left;font-weight:600;white-space:nowrap"
     header = f'<th style="{style}">feature</th><th style="{style};width:36%">description</th>'
     titles = (f"in {a}", f"in {b}", "difference, with interval", "q")
@@ -144,7 +144,7 @@ def _row(row: dict[str, Any], sides: Sides, layout: _Layout) -> str:
         f'<span style="white-space:nowrap">{_small(float(row["q_value"]))}</span>',
     )
     html = "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells)
-    if folded := _examples(sides, layout):
+    if folded := examples_html(sides, layout.names, layout.n_examples, layout.max_tokens):
         style = "padding:0 10px 8px;text-align:left"
         html += f'</tr><tr style="{TABLE_ROW}"><td></td><td colspan="5" style="{style}">{folded}</td>'
     return f'<tr style="{TABLE_ROW}">{html}</tr>'
@@ -181,19 +181,26 @@ def _small(value: float) -> str:
     return f"{value:.0e}".replace("e-0", "e-").replace("e-", "e−")
 
 
-def _examples(sides: Sides, layout: _Layout) -> str:
-    """Texts of both sets side by side, folded, on one colour scale."""
-    chosen = [sides.get(side, [])[: layout.n_examples] for side in ("a", "b")]
+def examples_html(sides: Sides, names: tuple[str, str], n: int, max_tokens: int) -> str:
+    """Texts of both sides next to each other, folded, on one colour scale; empty if there are none.
+
+    Args:
+        sides: `{"a": rows, "b": rows}`, rows as for `snippets`.
+        names: headings of the two sides.
+        n: most texts a side.
+        max_tokens: tokens shown of each.
+    """
+    chosen = [sides.get(side, [])[:n] for side in ("a", "b")]
     rows = [row for side in chosen for row in side]
     if not rows:
         return ""
     scale = Scale.of(*(check_row(row["tokens"], row["values"]) for row in rows))
     columns = []
-    for name, side in zip(layout.names, chosen, strict=True):
+    for name, side in zip(names, chosen, strict=True):
         body = "<i>no text fires</i>"
         if side:
-            body = snippets(side, scale=scale, max_tokens=layout.max_tokens)
-        head = f'<div style="font-weight:600">{name}</div>'
+            body = snippets(side, scale=scale, max_tokens=max_tokens)
+        head = f'<div style="font-weight:600">{escape(name, 40)}</div>'
         columns.append(f'<div style="flex:1 1 300px;min-width:0">{head}{body}</div>')
     table = f'<div style="display:flex;flex-wrap:wrap;gap:4px 24px">{"".join(columns)}</div>'
     return f"<details><summary>texts where it fires ({len(rows)})</summary>{table}</details>"
@@ -214,7 +221,7 @@ def forest(
     """
     import matplotlib.pyplot as plt
 
-    _check(frame)
+    check_columns(frame)
     shown = frame.head(top)
     if ax is None:
         _, ax = plt.subplots(figsize=(7, 1 + 0.28 * max(len(shown), 1)), layout="constrained")
@@ -262,7 +269,7 @@ def scatter_freq(
     """
     import matplotlib.pyplot as plt
 
-    _check(frame)
+    check_columns(frame)
     if ax is None:
         _, ax = plt.subplots(figsize=(4.6, 4.4), layout="constrained")
     a, b = (frame[column].to_numpy(dtype=float) for column in ("freq_a", "freq_b"))

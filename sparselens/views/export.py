@@ -1,55 +1,75 @@
-"""One HTML file with a working widget in it: no kernel, no network, no outside script."""
+"""One HTML file with working widgets in it: no kernel, no network, no outside script."""
 
 import base64
 import json
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
+from sparselens.errors import InputError
 from sparselens.files import write_whole
+from sparselens.views.base import View
 from sparselens.views.html import document
+from sparselens.views.selection import SHARED
 
 if TYPE_CHECKING:
-    import anywidget
+    from sparselens.views.widgets import ViewWidget
 
 
-def export_html(widget: "anywidget.AnyWidget", *, title: str, fallback: str) -> str:
-    """Return a document that runs `widget` from its present state.
+def export_html(views: Sequence[Union[View, "ViewWidget"]], *, title: str) -> str:
+    """Return a document that runs views, one below the other. What is chosen in one is shown in the others.
 
     Args:
-        widget: any anywidget whose module is one piece of text (no imports).
+        views: views of the same texts and dictionary, or their widgets, which start from their present state.
         title: plain text.
-        fallback: static HTML for readers without scripts; its texts must have been escaped.
+
+    Raises:
+        InputError: there is no view.
     """
-    state, buffers = _split(_own_state(widget))
-    data = {
-        "state": state,
-        "buffers": buffers,
-        "esm": str(widget._esm),
-        "css": str(getattr(widget, "_css", "")),
-    }
+    if not views:
+        raise InputError("there is no view to save: give at least one.")
+    widgets = [_portable(view) for view in views]
+    data = {"views": [_data(widget) for widget in widgets], "shared": SHARED}
     # "<" as an escape: no text can then close the script element or open a comment in it
     packed = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    fallback = "\n".join(widget.view._fallback() for widget in widgets)
     body = (
         f'<div id="sparselens-view"></div>\n<noscript>{fallback}</noscript>\n'
         f'<script type="application/json" id="sparselens-data">{packed}</script>'
     )
-    return document(title, body, script=_host())
+    from sparselens.views.widgets import read_static
+
+    return document(title, body, script=read_static("host.js"))
 
 
-def save_html(widget: "anywidget.AnyWidget", path: str | Path, *, title: str, fallback: str) -> None:
-    """Write `export_html` to `path`; the file appears whole or not at all."""
-    html = export_html(widget, title=title, fallback=fallback)
+def save_html(views: Sequence[Union[View, "ViewWidget"]], path: str | Path, *, title: str) -> Path:
+    """Write `export_html` to `path`; the file appears whole or not at all. Returns the path.
+
+    Raises:
+        InputError: there is no view.
+        StorageError: the disk is full or not writable.
+    """
+    html = export_html(views, title=title)
     with write_whole(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
+    return Path(path)
 
 
-@cache
-def _host() -> str:
-    return (Path(__file__).parent / "static" / "host.js").read_text(encoding="utf-8")
+def _portable(thing: Any) -> "ViewWidget":
+    """The widget that runs without a kernel: the given one, or that of its view."""
+    from sparselens.views.widgets import ViewWidget
+
+    if isinstance(thing, ViewWidget):
+        return thing
+    return (thing if isinstance(thing, View) else thing.view).portable()
 
 
-def _own_state(widget: "anywidget.AnyWidget") -> dict[str, Any]:
+def _data(widget: "ViewWidget") -> dict[str, Any]:
+    state, buffers = _split(_own_state(widget))
+    return {"state": state, "buffers": buffers, "esm": str(widget._esm), "css": str(widget._css)}
+
+
+def _own_state(widget: "ViewWidget") -> dict[str, Any]:
     """The widget's own synced traits, without those every Jupyter widget has."""
     import ipywidgets
 

@@ -36,7 +36,7 @@ def strip_figure(tokens: list[str], values: np.ndarray, title: str) -> "matplotl
     plt.close(figure)  # the caller shows it; an open figure would be shown twice in a notebook
     axes.set(xlim=(0, _COLUMNS), ylim=(n_lines, 0))
     axes.axis("off")
-    axes.set_title(_drawable(visible(title, TOKEN_CHARS)), loc="left", fontsize=_FONT + 1, parse_math=False)
+    axes.set_title(drawable(visible(title, TOKEN_CHARS)), loc="left", fontsize=_FONT + 1, parse_math=False)
     for row, start, text, value in pieces:
         # a text object a piece: hinting stretches a long line away from its boxes
         axes.text(start, row + 0.5, text, va="center", parse_math=False, **font)
@@ -72,7 +72,7 @@ def _lay_out(tokens: list[str], values: np.ndarray) -> tuple[int, list[tuple[int
         if start > end:
             add(f" … {start - end:,} tokens … ", 0.0)
         for token, value in zip(tokens[start:stop], values[start:stop], strict=True):
-            add(_drawable(visible(token, TOKEN_CHARS).replace("\n", "↵").replace("\t", " ")), float(value))
+            add(drawable(visible(token, TOKEN_CHARS).replace("\n", "↵").replace("\t", " ")), float(value))
             if token.endswith("\n"):
                 row, column = row + 1, 0
         end = stop
@@ -81,7 +81,7 @@ def _lay_out(tokens: list[str], values: np.ndarray) -> tuple[int, list[tuple[int
     return row + 1, pieces
 
 
-def _drawable(text: str) -> str:
+def drawable(text: str) -> str:
     """Return `text` with a box for each character the font lacks: columns stay true and nothing warns."""
     return "".join(letter if ord(letter) in _letters() else "□" for letter in text)
 

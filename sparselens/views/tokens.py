@@ -2,13 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsInt
 
 import numpy as np
 
 from sparselens.errors import InputError
-from sparselens.files import write_whole
+from sparselens.views.base import STATIC_BYTES, View, clean
 from sparselens.views.html import TOKEN_CHARS, Scale, as_array, escape, fragment, scale_bar, strip
 
 if TYPE_CHECKING:
@@ -17,9 +16,7 @@ if TYPE_CHECKING:
 
     import sparselens.views.widgets
 
-STATIC_BYTES = 200_000  # a notebook output stays small enough to open and to read on a web page
 _STATIC_FEATURES = 20
-_FIGURES = (".png", ".svg", ".pdf")
 
 
 def token_view(
@@ -42,7 +39,7 @@ def token_view(
         InputError: lengths do not fit, a feature id comes twice, or there are no tokens.
         NotFiniteError: a value is NaN or infinite.
     """
-    tokens = [_clean(token) for token in tokens]
+    tokens = [clean(token) for token in tokens]
     array = as_array(values)
     if array.ndim == 1:
         array = array[:, None]
@@ -61,13 +58,8 @@ def token_view(
     return TokenView(tokens, array, ids, names, title)
 
 
-def _clean(token: str) -> str:
-    """Half of a surrogate pair cannot be written to a file or sent to a browser."""
-    return token.encode("utf-8", "replace").decode("utf-8")
-
-
 @dataclass(frozen=True, eq=False, repr=False)
-class TokenView:
+class TokenView(View):
     """Tokens with the values of a few features; made by `token_view`.
 
     Attributes:
@@ -87,12 +79,6 @@ class TokenView:
     def __repr__(self) -> str:
         active = float((self.values != 0).mean())
         return f"TokenView({len(self.tokens):,} tokens, {len(self.features)} features, {active:.1%} active)"
-
-    def _repr_html_(self) -> str:
-        return self.to_html()
-
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        return {"text/plain": repr(self), "text/html": self._repr_html_()}
 
     def column(self, feature: int) -> np.ndarray:
         """Return the values [T] of one feature.
@@ -139,19 +125,7 @@ class TokenView:
         style = "margin:4px 0"
         return f'<details style="{style}"{" open" if opened else ""}><summary>{head}</summary>{body}</details>'
 
-    def explore(self) -> "sparselens.views.widgets.TokenWidget":
-        """Return the live widget: click or use the keys, and read the choice in Python.
-
-        Raises:
-            ImportError: anywidget is not installed.
-        """
-        try:
-            import anywidget  # noqa: F401
-        except ImportError as error:
-            raise ImportError(
-                "The live view needs anywidget, which is not installed: run `pip install anywidget` and "
-                "restart the kernel. Without it, show the view itself, or use .figure() or .to_frame()."
-            ) from error
+    def _widget(self) -> "sparselens.views.widgets.TokenWidget":
         from sparselens.views.widgets import TokenWidget
 
         return TokenWidget(self)
@@ -172,28 +146,6 @@ class TokenView:
         frame = pd.DataFrame(self.values, columns=self.features)
         frame.insert(0, "token", self.tokens)
         return frame
-
-    def save(self, path: str | Path) -> Path:
-        """Write one file: `.html` is interactive without kernel or network, `.png .svg .pdf` are pictures.
-
-        Raises:
-            InputError: the name ends otherwise.
-            ImportError: `.html`, and anywidget is not installed.
-            StorageError: the disk is full or not writable.
-        """
-        path = Path(path)
-        if path.suffix.lower() in _FIGURES:
-            with write_whole(path) as temporary:
-                self.figure().savefig(temporary, bbox_inches="tight", dpi=150)
-        elif path.suffix.lower() == ".html":
-            from sparselens.views.export import save_html
-
-            fallback = self.to_html(max_bytes=16_000)  # the file stays close to the size of its data
-            save_html(self.explore(), path, title=self.title or "Tokens", fallback=fallback)
-        else:
-            endings = ", ".join((".html", *_FIGURES))
-            raise InputError(f"cannot save to {path.name!r}: the name must end in one of {endings}.")
-        return path
 
 
 def _some(features: list[int]) -> str:

@@ -1,11 +1,13 @@
 """The live widgets. Importing this module imports anywidget, so everything else imports it lazily."""
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anywidget
-import numpy as np
 import traitlets
+
+from sparselens.views.base import View, pack_columns
 
 if TYPE_CHECKING:
     from sparselens.views.tokens import TokenView
@@ -13,26 +15,47 @@ if TYPE_CHECKING:
 PAGE_TOKENS = 2000  # spans a browser lays out in about a tenth of a second
 
 
-def _read(*names: str) -> str:
+@cache
+def read_static(*names: str) -> str:
+    """Return files of the folder `static`, one after the other."""
     folder = Path(__file__).parent / "static"
     return "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
 
 
-def pack_columns(values: np.ndarray) -> tuple[bytes, list[float]]:
-    """Return `values` [T, k] as little-endian half floats, column after column, and each column's peak.
+class ViewWidget(anywidget.AnyWidget):
+    """What all live views share: the view they show, its static form beside the live one, and checks.
 
-    Each column is divided by its largest magnitude, so that half floats do not overflow. A value that is
-    not 0 stays not 0.
+    Attributes:
+        view: the static view it was made from.
     """
-    peaks = np.abs(values).max(axis=0)
-    shares = values / np.where(peaks > 0, peaks, 1)
-    half = shares.astype("<f2")
-    smallest = np.copysign(np.float16(6e-8), values)
-    half = np.where((values != 0) & (half == 0), smallest, half).astype("<f2")
-    return np.ascontiguousarray(half.T).tobytes(), [float(peak) for peak in peaks]
+
+    view: Any
+
+    def __init__(self, view: View, fixed: dict[str, Any], **chosen: Any) -> None:
+        self.view = view
+        for name, value in fixed.items():
+            self.set_trait(name, value)
+        super().__init__(**chosen)
+
+    @staticmethod
+    def _between(value: int, low: int, high: int, name: str) -> int:
+        if not low <= value <= high:
+            raise traitlets.TraitError(f"{name} is {value}; it must lie between {low} and {high}.")
+        return value
+
+    def __repr__(self) -> str:
+        return repr(self.view).replace("View(", "Widget(", 1)
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        bundle = super()._repr_mimebundle_(**options)
+        if bundle is None:
+            return None
+        data, metadata = bundle
+        # the static form is what a reader without this kernel sees
+        return {**data, "text/plain": repr(self), "text/html": self.view.to_html()}, metadata
 
 
-class TokenWidget(anywidget.AnyWidget):
+class TokenWidget(ViewWidget):
     """A token strip to click and to steer; made by `TokenView.explore()`.
 
     Traits to read, set and observe:
@@ -43,8 +66,8 @@ class TokenWidget(anywidget.AnyWidget):
     `tokens`, `features`, `labels` and the packed numbers are set once.
     """
 
-    _esm = _read("shared.js", "tokens.js")
-    _css = _read("tokens.css")
+    _esm = read_static("shared.js", "tokens.js")
+    _css = read_static("shared.css", "tokens.css")
 
     tokens = traitlets.List(traitlets.Unicode(), read_only=True).tag(sync=True)
     features = traitlets.List(traitlets.Int(), read_only=True).tag(sync=True)
@@ -59,7 +82,6 @@ class TokenWidget(anywidget.AnyWidget):
     page = traitlets.Int(0).tag(sync=True)
 
     def __init__(self, view: "TokenView") -> None:
-        self.view = view
         packed, peaks = pack_columns(view.values)
         fixed = {
             "tokens": view.tokens,
@@ -69,9 +91,7 @@ class TokenWidget(anywidget.AnyWidget):
             "values": packed,
             "peaks": peaks,
         }
-        for name, value in fixed.items():
-            self.set_trait(name, value)
-        super().__init__(feature=view.features[0])
+        super().__init__(view, fixed, feature=view.features[0])
 
     @traitlets.validate("token")
     def _check_token(self, proposal: Any) -> int:
@@ -92,19 +112,10 @@ class TokenWidget(anywidget.AnyWidget):
             raise traitlets.TraitError(f"threshold is {proposal['value']}; it must be 0 or larger.")
         return proposal["value"]
 
-    @staticmethod
-    def _between(value: int, low: int, high: int, name: str) -> int:
-        if not low <= value <= high:
-            raise traitlets.TraitError(f"{name} is {value}; it must lie between {low} and {high}.")
-        return value
+    @property
+    def selected(self) -> int:
+        """The chosen token, -1 for none."""
+        return self.token
 
     def __repr__(self) -> str:
         return f"TokenWidget({len(self.tokens):,} tokens, {len(self.features)} features)"
-
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        bundle = super()._repr_mimebundle_(**options)
-        if bundle is None:
-            return None
-        data, metadata = bundle
-        # the static form is what a reader without this kernel sees
-        return {**data, "text/plain": repr(self), "text/html": self.view.to_html()}, metadata

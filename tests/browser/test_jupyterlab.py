@@ -9,6 +9,7 @@ import pytest
 
 from sparselens.views import diff_html, report_html, snippets
 from tests.browser.lab import running_lab, write_notebook
+from tests.views.sample_views import VIEWS
 from tests.views.samples import HOSTILE, diff_examples, diff_frame, hostile_view
 
 SETUP = """
@@ -22,6 +23,19 @@ w.observe(lambda c: setattr(heard, "value", f"python heard {c['name']} {c['new']
 display(w, heard)
 """
 FROM_PYTHON = "w.token = 5"
+
+VIEWS_SETUP = """
+import ipywidgets
+from IPython.display import display
+from sparselens.views import Selection
+from tests.views.sample_views import a_card, a_diff, a_map, a_network
+points, table, pairs, card = a_map().portable(), a_diff().explore(), a_network().explore(), a_card().explore()
+chosen = Selection(points, table, pairs, card)
+heard = ipywidgets.Label("nothing heard")
+chosen.observe(lambda c: setattr(heard, "value", f"python heard {c['name']} {c['new']}"))
+display(heard, points, table, pairs, card)
+"""
+VIEWS_LAST = """chosen.documents = [50, 51]; print("selected", table.selected, points.selected.tolist(), pairs.pair)"""
 
 SLOW = 180_000  # milliseconds; a busy machine takes a minute to start what an idle one starts in seconds
 
@@ -52,6 +66,7 @@ def lab(browser, tmp_path_factory):
     """The address of a JupyterLab with a live notebook and an untrusted one."""
     home, notebooks = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("notebooks")
     write_notebook(notebooks / "live.ipynb", [(SETUP, []), ("w", []), (FROM_PYTHON, [])])
+    write_notebook(notebooks / "views.ipynb", [(VIEWS_SETUP, []), (VIEWS_LAST, [])])
     shown = [*_fragments(), "<div>a formula: $x^2$</div>"]
     write_notebook(notebooks / "untrusted.ipynb", [("'before'", [{"text/html": html}]) for html in shown])
     with running_lab(home, Path(notebooks)) as address:
@@ -66,6 +81,7 @@ def _fragments() -> list[str]:
         diff_html(frame, diff_examples(frame), title="A & B", notes=["note"]),
         snippets(rows),
         report_html("Report", [("l0", 31.9), (HOSTILE[0], HOSTILE[1])]),
+        *(make().to_html() for make in VIEWS.values()),
     ]
 
 
@@ -109,10 +125,45 @@ def test_the_widget_and_python_hear_each_other(lab, open_page):
     views.nth(1).locator("[tabindex='0']").press("Escape")
     page.get_by_text("python heard token -1").wait_for()
     chosen.first.wait_for(state="detached")
-    page.locator(".sl-tokens select").nth(1).select_option("4")
+    page.locator(".sl-view select").nth(1).select_option("4")
     page.get_by_text("python heard feature 4").wait_for()
-    page.wait_for_function("document.querySelector('.sl-tokens select').value === '4'")
+    page.wait_for_function("document.querySelector('.sl-view select').value === '4'")
     assert views.first.locator("[data-i='0']").inner_text() == "<script>window.hacked=1</script>"
+    watched.assert_quiet()
+
+
+def test_views_python_and_each_other(lab, open_page):
+    watched = _open(open_page, f"{lab}/lab/tree/views.ipynb")
+    page = watched.page
+    page.evaluate(RUN_ALL)
+    page.wait_for_function(ALL_DONE, timeout=SLOW)
+    views = page.locator(".jp-OutputArea .sl-view")
+    views.nth(3).wait_for()
+    points, table, pairs, card = (views.nth(i) for i in range(4))
+    points.get_by_text("2 texts chosen").wait_for()  # set in Python
+
+    points.get_by_role("button", name="odd (30)").click()
+    page.get_by_text("python heard documents (10, 11, 12").wait_for()
+    points.get_by_text("7 · <script>window.hacked=1</script>").wait_for()  # what the kernel says of the choice
+    points.locator(".sl-item").nth(1).focus()
+    cells = page.evaluate(CELLS)
+    page.keyboard.press("b")  # makes a cell in a notebook
+    page.keyboard.press("Enter")
+    page.get_by_text("python heard document 11").wait_for()
+    assert page.evaluate(CELLS) == cells, "the keys were the widget's, not the notebook's"
+
+    table.get_by_role("searchbox").fill("$x^2$")
+    row = table.locator("tbody tr").first
+    feature = row.get_attribute("data-feature")
+    row.click()
+    card.get_by_text(f"feature {feature}", exact=True).wait_for()  # the card went along
+    row.press(" ")
+    page.get_by_text(f"python heard picked ({feature},)").wait_for()
+    pairs.get_by_role("listbox", name="pairs").locator(".sl-item").last.click()
+    pairs.locator(".sl-open .sl-item").first.wait_for()  # the texts of this pair were asked for
+    page.evaluate(RUN_LAST)
+    page.get_by_text(f"selected ({feature},) [50, 51] (78, 79)").wait_for()
+    points.get_by_text("2 texts chosen").wait_for()
     watched.assert_quiet()
 
 

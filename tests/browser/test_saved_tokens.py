@@ -142,7 +142,7 @@ def test_hostile_texts_are_shown_and_never_run(show):
         assert _selected(page) == [str(i)]
     page.locator("select").select_option("1")
     assert page.locator("script:not([type])").count() == 0
-    assert page.locator("b, style:not(head style), img, .sl-tokens script").count() == 0
+    assert page.locator("b, style:not(head style), img, .sl-view script").count() == 0
     watched.assert_quiet()
 
 
@@ -219,7 +219,7 @@ def test_two_views_of_one_model_and_the_clean_up(open_page, tmp_path, small):
     """The module as a notebook uses it: one model, two views, one of them closed."""
     path = small.save(tmp_path / "x.html")
     packed = re.search(r'id="sparselens-data">(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL).group(1)
-    data = json.loads(packed)
+    data = json.loads(packed)["views"][0]
     watched = open_page("about:blank")
     page = watched.page
     page.evaluate(

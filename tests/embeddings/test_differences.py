@@ -5,7 +5,7 @@ import pytest
 
 import sparselens as sl
 from sparselens.embeddings import diff
-from sparselens.embeddings.differences import COLUMNS
+from sparselens.embeddings.contrasts import COLUMNS
 from sparselens.errors import InputError
 from tests import tiny
 from tests.embeddings.synthetic import embedding_of
@@ -143,7 +143,7 @@ def test_shown_and_saved_texts_are_escaped(pair, tmp_path):
     assert "&lt;script&gt;" in html
     page = found.save(tmp_path / "d.html").read_text(encoding="utf-8")
     assert "<script>alert" not in page
-    assert "11 features fire" in page
+    assert "11 features compared" in page
     with pytest.raises(InputError, match=".html"):
         found.save(tmp_path / "d.pdf")
     assert [p.name for p in tmp_path.iterdir()] == ["d.html"]

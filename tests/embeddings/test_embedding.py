@@ -39,8 +39,7 @@ def test_subset(emb, which):
 
 
 def test_subset_keeps_repeats_and_columns():
-    emb = embedding_of(VALUES, words=WORDS, block=2)
-    emb._columns = pd.DataFrame({"n": range(5)})
+    emb = embedding_of(VALUES, words=WORDS, block=2, columns=pd.DataFrame({"n": range(5)}))
     part = emb.subset([3, 3, 0])
     assert part.documents.n.tolist() == [3, 3, 0]
     assert emb.subset(emb.documents.n > 2).documents.n.tolist() == [3, 4]

@@ -54,6 +54,35 @@ def test_against_loops(pooling):
             assert dense[d, f] == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize(("threshold", "min_tokens"), [(0.7, 1), (0.0, 2), (0.5, 3)])
+def test_limits_against_loops(pooling, threshold, min_tokens):
+    random = np.random.default_rng(1)
+    codes = (random.normal(size=(60, 20)) * (random.random((60, 20)) < 0.4)).astype(np.float32)
+    document = np.sort(random.integers(0, 7, 60))
+    counts = np.bincount(document, minlength=7)
+    got = pool(entries(codes, document), pooling, counts, threshold, min_tokens)
+    dense = np.zeros((7, 20))
+    dense[got.document, got.feature] = got.value
+    for d in range(7):
+        for f in range(20):
+            column = codes[document == d, f]
+            fired = column[abs(column) > threshold]
+            expected = 0.0
+            if len(fired) >= min_tokens:
+                expected = {"max": max(fired, key=abs), "mean": fired.sum() / len(column), "sum": fired.sum(),
+                            "binarize": 1, "count": len(fired)}[pooling]
+            assert dense[d, f] == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    if (threshold, min_tokens) == (0.0, 2):
+        assert 0 < len(got.value) < len(pool(entries(codes, document), pooling, counts).value)
+
+
+@pytest.mark.parametrize("limits", [(-1.0, 1), (float("nan"), 1), (0.0, 0)])
+def test_impossible_limits(limits):
+    with pytest.raises(InputError, match="at least 0 and 1"):
+        pool(entries(), "max", N_TOKENS, *limits)
+
+
 def test_nothing_fires():
     got = pool(entries(np.zeros((5, 4))), "max", N_TOKENS)
     assert len(got.value) == 0

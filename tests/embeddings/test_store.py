@@ -4,11 +4,23 @@ import errno
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from sparselens.embeddings.embedding import SAEEmbedding
+from sparselens.embeddings.folder import Folder
 from sparselens.embeddings.pool import Entries, Pooled
-from sparselens.embeddings.store import Blocks, Folder, block_table, read_table, to_half, write_table
+from sparselens.embeddings.store import (
+    Blocks,
+    block_table,
+    carried,
+    entries_of,
+    read_table,
+    texts_sha256,
+    to_half,
+    with_columns,
+    write_table,
+)
 from sparselens.errors import FileFormatError, InputError, StorageError
 
 
@@ -63,8 +75,6 @@ def test_a_damaged_block_is_named(tmp_path):
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
-    import pyarrow as pa
-
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -74,34 +84,123 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+SETTINGS = {"pooling": "max", "d_sae": 10}
+PRINT, OTHER = "a" * 64, "b" * 64
+
+
+def filled(path, prints=(PRINT,)):
+    """A folder with one block of three documents for each call."""
+    for each in prints:
+        folder = Folder(path)
+        folder.open(SETTINGS, each, append=each != prints[0])
+        assert not folder.has(0, each, None)
+        folder.put(0, table(), None, each, 1.5)
+        folder.finish(each, 3, 1)
+    return Folder(path)
+
+
 def test_folders_refuse_what_is_not_theirs(tmp_path):
-    manifest = {"format": 1, "pooling": "max", "blocks": [3]}
     folder = Folder(tmp_path / "new")
     with pytest.raises(InputError, match="holds no embedding"):
         SAEEmbedding.load(folder.path)
-    folder.open(manifest)
-    folder.open(manifest)
+    folder.open(SETTINGS, PRINT)
+    folder.open(SETTINGS, PRINT)
     with pytest.raises(InputError, match="pooling: 'max' there, 'mean' now"):
-        folder.open(manifest | {"pooling": "mean"})
-    with pytest.raises(FileFormatError, match="0 of 1 blocks"):
+        folder.open(SETTINGS | {"pooling": "mean"}, PRINT)
+    with pytest.raises(InputError, match="texts_sha256: aaaaaaaaaaaa.*append=True"):
+        folder.open(SETTINGS, OTHER)
+    with pytest.raises(InputError, match="nothing can be appended yet"):
+        folder.open(SETTINGS, OTHER, append=True)
+    with pytest.raises(FileFormatError, match="unfinished: 0 blocks"):
         folder.manifest()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="other files"):
-        Folder(tmp_path / "other").open(manifest)
+        Folder(tmp_path / "other").open(SETTINGS, PRINT)
     assert [p.name for p in (tmp_path / "other").iterdir()] == ["thesis.txt"]
-    (folder.path / "manifest.json").write_text('{"format": 99, "blocks": []}')
-    with pytest.raises(FileFormatError, match="format 99"):
-        folder.manifest()
 
 
-def test_columns_that_cannot_be_kept_are_named(tmp_path):
-    folder = Folder(tmp_path)
-    folder.write_columns(pd.DataFrame({"n": [1, 2], "when": pd.to_datetime(["2020-01-01", None]), "c": ["x", None]}))
-    back = folder.columns()
-    assert back["n"].tolist() == [1, 2]
-    assert back["when"].isna().tolist() == [False, True]
-    with pytest.raises(InputError, match="odd"):
-        folder.write_columns(pd.DataFrame({"odd": [1, "a"]}))
-    folder.write_columns(None)
-    assert folder.columns() is None
+def test_calls_are_told_apart(tmp_path):
+    folder = filled(tmp_path / "f", [PRINT, OTHER])
+    assert [part["texts_sha256"] for part in folder.manifest()["parts"]] == [PRINT, OTHER]
+    assert folder.seconds == 3.0
+    again = Folder(folder.path)
+    again.open(SETTINGS, OTHER, append=True)  # appended before: nothing is added
+    assert (again.first_block, again.first_text) == (1, 3)
+    assert again.has(0, OTHER, None)
+    again.finish(OTHER, 3, 1)
+    assert len(SAEEmbedding.load(folder.path)) == 6
+    with pytest.raises(InputError, match="holds appended texts"):
+        Folder(folder.path).open(SETTINGS, PRINT)
+
+
+def test_a_stream_is_known_by_its_blocks(tmp_path):
+    folder = filled(tmp_path / "f")
+    stream = Folder(folder.path)
+    stream.open(SETTINGS, None)
+    with pytest.raises(InputError, match="other texts than these"):
+        stream.has(0, OTHER, None)
+    with pytest.raises(InputError, match="of 3 texts, and these are only the first 0"):
+        stream.finish(OTHER, 0, 0)
+    assert stream.has(0, PRINT, None)
+    stream.put(1, table(), None, OTHER, 1.0)  # a stream that goes on where the other ended
+    stream.finish("c" * 64, 6, 2)
+    assert Folder(folder.path).manifest()["parts"] == [{"texts_sha256": "c" * 64, "n_texts": 6, "blocks": [3, 3]}]
+
+
+def test_damaged_folders_are_named(tmp_path):
+    folder = filled(tmp_path / "f")
+    block, manifest = folder.block(0), folder.path / "manifest.json"
+    good, said = block.read_bytes(), manifest.read_text()
+    for damage in (good[: len(good) // 2], good[:-200], b"", b"\0" * len(good)):
+        block.write_bytes(damage)
+        with pytest.raises(FileFormatError, match="block-00000.arrow is damaged"):
+            SAEEmbedding.load(folder.path).matrix  # noqa: B018
+        fresh = Folder(folder.path)
+        fresh.open(SETTINGS, PRINT)
+        with pytest.raises(FileFormatError, match="Delete that one file"):
+            fresh.has(0, PRINT, None)
+    for at in range(good.rindex(b"ARROW1") // 3, len(good), 61):  # flipped bytes: an error or other numbers, no crash
+        block.write_bytes(good[:at] + bytes([good[at] ^ 0xFF]) + good[at + 1 :])
+        try:
+            emb = SAEEmbedding.load(folder.path)
+            assert emb.matrix.shape[0] == len(emb.documents)
+        except FileFormatError:
+            pass
+    write_table(table().drop_columns(["pieces"]), block)
+    with pytest.raises(FileFormatError, match="it has no 'pieces'"):
+        SAEEmbedding.load(folder.path).matrix  # noqa: B018
+    block.unlink()
+    with pytest.raises(FileFormatError, match="block-00000.arrow is gone"):
+        SAEEmbedding.load(folder.path)
+    for text, says in (('{"format": 99}', "format 99"), ("[]", "format None"), ('{"format": 2}', "says nothing"),
+                       (said[:40], "not valid JSON")):
+        manifest.write_text(text)
+        with pytest.raises(FileFormatError, match=says):
+            SAEEmbedding.load(folder.path)
+
+
+def test_columns_travel_with_their_texts():
+    frame = pd.DataFrame({"n": pd.array([1, None, 3], dtype="Int64"), "c": pd.Categorical(["x", "y", "x"])})
+    columns = pa.Table.from_pandas(frame)
+    held = with_columns(table(), columns, PRINT)
+    assert texts_sha256(held) == PRINT
+    pd.testing.assert_frame_equal(carried(held).to_pandas(), frame)
+    renewed = with_columns(held, columns.select(["c"]), PRINT)
+    assert carried(renewed).column_names == ["c"]
+    assert with_columns(renewed, None, PRINT).equals(with_columns(table(), None, PRINT))
+
+
+def test_columns_of_texts_follow_their_chunks():
+    origin = (np.array([7, 7, 8]), np.array([0, 1, 0]))
+    entries = Entries(*(np.zeros(0, dtype=int) for _ in range(3)), np.zeros(0, dtype=np.float32))
+    blank = Pooled(*(np.zeros(0, dtype=int) for _ in range(2)), np.zeros(0, dtype=np.float32))
+    split = block_table(["a", "b", "c"], [[], [], []], np.zeros(3, int), entries, blank, 10, origin=origin)
+    held = with_columns(split, pa.table({"n": [70, 80]}), PRINT)
+    assert carried(held).to_pydict() == {"n": [70, 70, 80]}
+
+
+def test_entries_come_back():
+    got = entries_of(table())
+    assert [got.document.tolist(), got.token.tolist(), got.feature.tolist()] == [[0, 0, 2], [0, 1, 2], [3, 9, 3]]
+    assert got.value[:2].tolist() == [1.5, -2.0]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from sparselens.errors import FileFormatError
 from sparselens.sae import SAE, InputNorm, to_dense
-from tests.sae.test_sae import ARCHITECTURES, random_sae
+from tests.sae.test_sae import ARCHITECTURES, RANKED, random_sae
 
 GOLDEN = Path(__file__).parent / "golden"
 FOLDERS = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir() and (path / "cfg.json").is_file())
@@ -78,11 +78,11 @@ def test_a_round_trip_keeps_weights_metadata_and_provenance(name, format, tmp_pa
 @pytest.mark.parametrize("norm", ["none", "scale", "unit_norm", "layer_norm"])
 @pytest.mark.parametrize("ranks", [False, True])
 def test_every_part_survives_writing(architecture, k, norm, ranks, tmp_path):
-    if ranks and architecture not in ("topk", "batchtopk"):
+    if ranks and architecture not in RANKED:
         return
     norm = InputNorm(norm, 0.3 if norm == "scale" else 1.0)
     sae = random_sae(architecture, k=k, input_norm=norm, rank_by_decoder_norm=ranks, max_norm=9.0)
-    if architecture == "batchtopk":
+    if architecture in ("batchtopk", "batch_abstopk"):
         sae.activation.threshold = torch.tensor(0.6)
     if architecture == "jumprelu":
         sae.activation.threshold = torch.nn.Parameter(torch.rand(40), requires_grad=False)
@@ -91,6 +91,21 @@ def test_every_part_survives_writing(architecture, k, norm, ranks, tmp_path):
     torch.testing.assert_close(to_dense(back.encode(x)), to_dense(sae.encode(x)), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(back(x), sae(x), rtol=1e-5, atol=1e-5)
     assert back.max_norm == 9.0
+
+
+@pytest.mark.parametrize("architecture", ["relu", "jumprelu", "topk"])
+@pytest.mark.parametrize("skip", [False, True])
+def test_transcoders_survive_writing(architecture, skip, tmp_path):
+    k = 4 if architecture == "topk" else None
+    sae = random_sae(architecture, k=k, d_out=5, skip=skip, site="a", site_out="b")
+    theirs = architecture != "topk"  # SAELens has no such transcoder
+    back = SAE.load(sae.save(tmp_path / "sae", format="saelens" if theirs else "sparselens"))
+    x = torch.randn(20, 8)
+    assert torch.equal(back(x), sae(x)) and back.metadata.items() >= sae.metadata.items()
+    assert (back.reads, back.writes, back.d_out) == (("a",), ("b",), 5)
+    if theirs:
+        name = json.loads((tmp_path / "sae" / "cfg.json").read_text())["architecture"]
+        assert name == ("jumprelu_" if architecture == "jumprelu" else "") + ("skip_" if skip else "") + "transcoder"
 
 
 def test_batchtopk_is_written_as_what_it_computes(tmp_path):
@@ -131,7 +146,7 @@ def test_an_unfolded_scale_needs_its_file(copy):
 @pytest.mark.parametrize(
     "changes, says",
     [
-        ({"architecture": "gated"}, "cannot be read"),
+        ({"architecture": "temporal"}, "cannot be read"),
         ({"rescale_acts_by_decoder_nrom": True}, "Closest: rescale_acts_by_decoder_norm"),
         ({"normalize_activations": "covariance_whitening"}, "cannot be reproduced"),
         ({"drop": ("d_sae",)}, "lacks d_sae"),

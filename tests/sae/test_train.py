@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from sparselens.errors import FitError, InputError, NotFiniteError
-from sparselens.sae import SAE, topk_step, train_sae
+from sparselens.sae import SAE, InputNorm, lean_step, train_sae
+from sparselens.sae.activations import FeatureChoice
 from sparselens.sae.train import lr_factor
 from sparselens.sae.trainer import SAETrainer
 from tests import tiny
@@ -34,11 +35,16 @@ def recovery(directions: torch.Tensor, sae: SAE) -> float:
     return float((directions @ rows.T).max(1).values.mean())
 
 
-@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "jumprelu", "relu"])
+ALL = ["topk", "abstopk", "batchtopk", "batch_abstopk", "featurechoice", "jumprelu", "relu", "gated"]
+
+
+@pytest.mark.parametrize("architecture", ALL)
 def test_a_planted_dictionary_is_recovered(architecture):
     x, directions = planted()
     began = time.process_time()
     settings = {"architecture": architecture, "d_sae": 128, "k": 3, "lr": 3e-3, "batch_size": 1024}
+    if architecture == "featurechoice":  # the directions are equally frequent
+        settings["architecture"] = FeatureChoice(3, 128, budget="uniform")
     sae, run = train_sae(x * 50, n_tokens=300_000, **settings, **QUIET)
     assert time.process_time() - began < 15
     assert recovery(directions, sae) > 0.95
@@ -56,7 +62,7 @@ def test_dead_latents_are_put_to_use(monkeypatch):
         with torch.no_grad():
             sae.W_enc[:, :128] *= 0.05  # too weak to be among the k largest, ever
         if not auxiliary:
-            monkeypatch.setattr(topk_step, "_add_auxiliary", lambda *_args: None)
+            monkeypatch.setattr(lean_step, "_add_auxiliary", lambda *_args: None)
         _, run = train_sae(x, saes={"a": sae}, n_tokens=300_000, batch_size=1024, **QUIET)
         shares = run.to_frame()["dead_share"]
         assert shares.max() >= 0.5 and sae.metadata["dead_share"] == shares.iloc[-1]
@@ -102,12 +108,12 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, monkeypatch):
     assert not (killed / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "jumprelu", "relu"])
+@pytest.mark.parametrize("architecture", [*ALL, "topafa"])
 def test_a_trainers_state_is_all_there_is(architecture):
     x, _ = planted(rows=1200)
     trainers = []
     for seed in (0, 1):
-        k = 3 if "topk" in architecture else None
+        k = 3 if "topk" in architecture or architecture == "featurechoice" else None
         sae = SAE(architecture, d_in=64, d_sae=400, k=k, seed=seed)
         trainers.append(SAETrainer(sae, x[seed::2], k=3, lr=1e-3, dead_after=400))
     for batch in x.split(200):
@@ -166,11 +172,11 @@ def test_a_trained_jumprelu_keeps_its_thresholds():
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_are_touched():
     x, _ = planted(rows=500)
     trainer = SAETrainer(SAE("topk", d_in=64, d_sae=96, k=3), x, k=3, lr=1e-3, dead_after=10**9)
-    before = [tensor.clone() for tensor in trainer.weights]
+    before = [tensor.clone() for tensor in trainer.model.parameters()]
     x[3, 4] = torch.inf
     with pytest.raises(NotFiniteError, match="learning rate"):
         trainer.step(x, 1.0)
-    assert all(torch.equal(a, b) for a, b in zip(before, trainer.weights, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
 
 
 def test_a_site_given_with_a_tensor_is_recorded():
@@ -240,8 +246,13 @@ def test_mistakes():
         train_sae(tiny.live("llama"), ["text"], **settings)
     with pytest.raises(FitError, match="reads width 8"):
         train_sae(x, saes={"a": SAE("topk", d_in=8, d_sae=16, k=2)}, **settings)
-    with pytest.raises(InputError, match="subtract_b_dec"):
-        train_sae(x, saes={"a": SAE("topk", d_in=64, d_sae=96, k=2, subtract_b_dec=False)}, **settings)
+    with pytest.raises(InputError, match="constant input scale"):
+        sae = SAE("topk", d_in=64, d_sae=96, k=2, input_norm=InputNorm("scale", 2.0))
+        train_sae(x, saes={"a": sae}, **settings)
+    with pytest.raises(InputError, match="dead='axu'"):
+        train_sae(x, dead="axu", d_sae=96, k=3, **settings)
+    with pytest.raises(InputError, match="Closest: bfloat16"):
+        train_sae(x, precision="bf16", d_sae=96, k=3, **settings)
     x[5, 3] = torch.nan
     with pytest.raises(NotFiniteError):
         train_sae(x, d_sae=96, k=3, **settings)

@@ -3,8 +3,8 @@
 import re
 from html.parser import HTMLParser
 
-TAGS = {"b", "br", "details", "div", "i", "span", "summary", "table", "td", "th", "tr"}
-ATTRIBUTES = {"class", "style", "title", "open", "colspan"}
+TAGS = {"b", "br", "details", "div", "i", "img", "span", "summary", "table", "td", "th", "tr"}
+ATTRIBUTES = {"class", "style", "title", "open", "colspan", "src", "alt"}
 # fmt: off
 STYLES = {
     "background", "background-color", "background-image", "border", "border-bottom", "border-collapse",
@@ -13,6 +13,8 @@ STYLES = {
     "overflow", "overflow-wrap", "padding", "table-layout", "text-align", "vertical-align", "white-space", "width",
 }
 # fmt: on
+PICTURE = re.compile(r"data:image/(png|svg\+xml);base64,[A-Za-z0-9+/]+=*")
+VOID = {"img", "br"}
 COLOUR = re.compile(r"#[0-9a-f]{3,6}|rgba\(\d+,\d+,\d+,(1|0?\.\d+)\)", re.IGNORECASE)
 
 
@@ -28,7 +30,10 @@ class Checker(HTMLParser):
         self.marks = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.open.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "img" and not dict(attrs).get("alt"):
+            self.problems.append("a picture without words")
         self.marks += tag == "span" and "title" in dict(attrs)
         if tag not in TAGS:
             self.problems.append(f"<{tag}>")
@@ -37,6 +42,8 @@ class Checker(HTMLParser):
                 self.problems.append(f"{tag}[{name}]")
             elif name == "class" and value != "mathjax_ignore tex2jax_ignore":
                 self.problems.append(f"class {value!r}")
+            elif name == "src" and not PICTURE.fullmatch(value or ""):
+                self.problems.append(f"src {value!r:.60}")
             elif name == "title":
                 self.titles.append(value or "")
             elif name == "style":

@@ -2,15 +2,6 @@
 // Every text goes in through textContent, and nothing is fetched.
 
 const LIST_ROWS = 10;
-const NAMES = ["token", "feature", "threshold", "page"];
-
-function halfToNumber(bits) {
-  const sign = bits & 0x8000 ? -1 : 1;
-  const exponent = (bits >> 10) & 31;
-  const fraction = bits & 1023;
-  if (exponent === 0) return sign * fraction * 2 ** -24;
-  return sign * (1024 + fraction) * 2 ** (exponent - 25);
-}
 
 // The packed numbers: half floats, column after column, each column divided by its peak.
 function readData(model) {
@@ -39,8 +30,7 @@ function readData(model) {
 }
 
 function listRow({ text, title, value, column, pressed, key, pick }) {
-  const row = make("button", "sl-row");
-  row.type = "button";
+  const row = button("", pick, { className: "sl-row" });
   row.title = title;
   row.dataset.key = key;
   if (pressed !== undefined) row.setAttribute("aria-pressed", String(pressed));
@@ -51,7 +41,6 @@ function listRow({ text, title, value, column, pressed, key, pick }) {
   meter.append(fill);
   row.append(make("span", "sl-text sl-code", text), meter);
   row.append(make("span", "sl-number", number(value, column.signed)));
-  row.addEventListener("click", pick);
   return row;
 }
 
@@ -75,23 +64,9 @@ function buildControls(data, model, change) {
   const readout = make("output", "sl-number");
   limiter.append(make("span", "sl-muted", "threshold"), slider, readout);
 
-  const legend = make("span", "sl-number");
-  const low = make("span", "sl-muted");
-  const ramp = make("span", "sl-ramp");
-  const high = make("span", "sl-muted");
-  legend.append(low, ramp, high);
-
-  const pager = make("span", "sl-field sl-pager");
-  const back = make("button", "", "‹");
-  const onward = make("button", "", "›");
-  const where = make("span", "sl-number");
-  back.type = onward.type = "button";
-  back.setAttribute("aria-label", "previous page");
-  onward.setAttribute("aria-label", "next page");
-  back.addEventListener("click", () => change({ page: model.get("page") - 1 }));
-  onward.addEventListener("click", () => change({ page: model.get("page") + 1 }));
-  pager.append(back, where, onward);
-  bar.append(chooser, limiter, legend, pager);
+  const legend = makeLegend();
+  const pager = makePager((step) => change({ page: model.get("page") + step }));
+  bar.append(chooser, limiter, legend.node, pager.node);
 
   function update() {
     const column = data.column(model.get("feature"));
@@ -102,16 +77,8 @@ function buildControls(data, model, change) {
     slider.step = String(most / 100);
     slider.value = String(threshold);
     readout.textContent = number(threshold);
-    low.textContent = column.signed ? number(-column.peak) : "0";
-    high.textContent = number(column.peak, column.signed);
-    const from = column.signed ? `rgba(${BLUE},.85),rgba(${BLUE},.15),rgba(${VERMILLION},.15)` : `rgba(${ORANGE},0)`;
-    const to = column.signed ? `rgba(${VERMILLION},.85)` : `rgb(${ORANGE})`;
-    ramp.style.background = `linear-gradient(90deg,${from},${to})`;
-    const pages = Math.ceil(data.tokens.length / model.get("page_size"));
-    pager.style.display = pages > 1 ? "" : "none";
-    where.textContent = `page ${model.get("page") + 1} of ${pages}`;
-    back.disabled = model.get("page") <= 0;
-    onward.disabled = model.get("page") >= pages - 1;
+    legend.update(column);
+    pager.update(model.get("page"), Math.ceil(data.tokens.length / model.get("page_size")));
   }
   return { bar, update };
 }
@@ -127,7 +94,7 @@ class Strip {
     this.node.setAttribute("role", "listbox");
     this.node.setAttribute("aria-label", "tokens");
     this.node.setAttribute("aria-orientation", "horizontal");
-    this.node.addEventListener("keydown", (event) => this.onKey(event));
+    onKeys(this.node, () => this.moves);
     this.node.addEventListener("click", (event) => this.onClick(event));
   }
 
@@ -201,9 +168,9 @@ class Strip {
     return this.focus;
   }
 
-  onKey(event) {
+  get moves() {
     const page = this.model.get("page");
-    const moves = {
+    return {
       ArrowRight: () => this.rove(Math.min(this.focus + 1, this.last), true),
       ArrowLeft: () => this.rove(Math.max(this.focus - 1, this.first), true),
       ArrowDown: () => this.rove(this.firing(1), true),
@@ -216,11 +183,6 @@ class Strip {
       " ": () => this.change({ token: this.focus }),
       Escape: () => this.change({ token: -1 }),
     };
-    const move = event.ctrlKey || event.metaKey || event.altKey ? undefined : moves[event.key];
-    if (!move) return;
-    event.preventDefault();
-    event.stopPropagation();
-    move();
   }
 
   onClick(event) {
@@ -277,9 +239,7 @@ function buildSide(data, model, change) {
     let rows;
     let note;
     if (token >= 0) {
-      const close = make("button", "", "clear");
-      close.type = "button";
-      close.addEventListener("click", () => change({ token: -1 }));
+      const close = button("clear", () => change({ token: -1 }));
       head.append(make("span", "sl-name", `token ${token}`));
       head.append(make("span", "sl-name sl-code", visible(data.tokens[token]).replaceAll("\n", "↵")), close);
       rows = tokenRows(token);
@@ -303,24 +263,23 @@ function render({ model, el }) {
   const pageOf = (token) => Math.floor(token / model.get("page_size"));
   const lastPage = pageOf(data.tokens.length - 1);
 
+  const set = setter(model);
+
   function change(state) {
     if (state.token >= 0) state = { page: pageOf(state.token), ...state };
     if (state.page !== undefined) state.page = Math.min(Math.max(state.page, 0), lastPage);
-    for (const [name, value] of Object.entries(state)) model.set(name, value);
-    model.save_changes();
+    set(state);
   }
 
-  const root = make("div", "sl-tokens mathjax_ignore tex2jax_ignore"); // dollars are no formulas here
+  const { root, body } = makeRoot(model, "← → token · ↑ ↓ firing token · Enter select · Esc clear");
   const controls = buildControls(data, model, change);
   const text = new Strip(data, model, change);
   const details = buildSide(data, model, change);
-  const body = make("div", "sl-body");
-  body.append(text.node, details.side);
-  if (model.get("title")) root.append(make("div", "sl-title", visible(model.get("title"))));
-  root.append(controls.bar, body);
-  root.append(make("div", "sl-hint sl-muted", "← → token · ↑ ↓ firing token · Enter select · Esc clear"));
+  const parts = make("div", "sl-body");
+  parts.append(text.node, details.side);
+  body.append(controls.bar, parts);
 
-  const update = {
+  const updates = {
     token() {
       const token = model.get("token");
       if (token >= 0 && pageOf(token) !== model.get("page")) change({ page: pageOf(token) });
@@ -341,15 +300,16 @@ function render({ model, el }) {
       text.build();
     },
   };
-  el.append(root);
+  const clean = mount({ model, el, root, updates });
   controls.update();
   text.build();
   details.update();
-  NAMES.forEach((name) => model.on("change:" + name, update[name]));
-  return () => {
-    NAMES.forEach((name) => model.off("change:" + name, update[name]));
-    root.remove();
-  };
+  return clean;
 }
 
-export default { render };
+// Whether this view can show what was chosen in another.
+function accepts({ model, key, value }) {
+  return key !== "feature" || model.get("features").includes(value);
+}
+
+export default { render, accepts };

@@ -1,0 +1,180 @@
+"""The live sparsity dial, with an answer of the model at the chosen setting beside the dense one."""
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import traitlets
+
+from sparselens.errors import InputError
+from sparselens.views.base import clean
+from sparselens.views.dial import COSTS, Answer, SparsityDial
+from sparselens.views.widgets import ViewWidget, read_static
+
+_SEND_SECONDS = 0.05  # shortest time between two messages to the browser
+
+
+class _Stopped(BaseException):
+    """The reader pressed stop. Not an `Exception`, so that handlers for faults let it through."""
+
+
+class DialWidget(ViewWidget):
+    """A dial over measured settings; made by `SparsityDial.explore()`.
+
+    Traits to read, set and observe:
+        method, sparsity: the chosen setting, one that was measured.
+        x, y: the cost and the quality that are drawn.
+        prompt: what the model is asked.
+        running: True while it answers; set it to start and to stop.
+        dense_answer, sparse_answer: the texts so far.
+        dense_note, sparse_note: which setting each was made at, and how long it took.
+        status: what is going on, or what went wrong.
+
+    Attributes:
+        answer: what lets the model answer, as for `SparsityDial.explore`; None where no model is at hand.
+    """
+
+    view: SparsityDial
+    _esm = read_static("shared.js", "dial_plot.js", "dial.js")
+    _css = read_static("shared.css", "dial.css")
+
+    title = traitlets.Unicode(read_only=True).tag(sync=True)
+    note = traitlets.Unicode(read_only=True).tag(sync=True)
+    methods = traitlets.List(traitlets.Unicode(), read_only=True).tag(sync=True)
+    metrics = traitlets.List(traitlets.Dict(), read_only=True).tag(sync=True)
+    costs = traitlets.List(traitlets.Unicode(), read_only=True).tag(sync=True)
+    rows = traitlets.Bytes(read_only=True).tag(sync=True)
+    can_answer = traitlets.Bool(read_only=True).tag(sync=True)
+    method = traitlets.Unicode().tag(sync=True)
+    sparsity = traitlets.Float().tag(sync=True)
+    x = traitlets.Unicode().tag(sync=True)
+    y = traitlets.Unicode().tag(sync=True)
+    prompt = traitlets.Unicode("The capital of France is").tag(sync=True)
+    running = traitlets.Bool(False).tag(sync=True)
+    dense_answer = traitlets.Unicode().tag(sync=True)
+    sparse_answer = traitlets.Unicode().tag(sync=True)
+    dense_note = traitlets.Unicode().tag(sync=True)
+    sparse_note = traitlets.Unicode().tag(sync=True)
+    status = traitlets.Unicode().tag(sync=True)
+
+    def __init__(self, view: SparsityDial) -> None:
+        self._answer: Answer | None = None
+        self._turn = 0  # of the last start or stop; a thread of an earlier turn ends
+        self._lock = threading.Lock()  # one thread at a time has the model
+        self._thread: threading.Thread | None = None
+        self._asked: str | None = None  # the prompt of the whole dense answer that is shown
+        frame, metrics = view.frame, view.metrics
+        codes = frame["method"].map(view.methods.index)
+        columns = np.stack([codes, frame["sparsity"], *(frame[metric.key] for metric in metrics)]).astype("<f8")
+        fixed = {
+            "title": clean(view.title or ""),
+            "note": clean(view.note),
+            "methods": view.methods,
+            "metrics": [metric._asdict() | {"dense": view.dense.get(metric.key)} for metric in metrics],
+            "costs": list(COSTS),
+            "rows": columns.tobytes(),
+        }
+        x, y = view.axes
+        stops = view.stops(view.methods[0])
+        super().__init__(view, fixed, method=view.methods[0], sparsity=stops[len(stops) // 2], x=x, y=y)
+
+    @property
+    def answer(self) -> Answer | None:
+        return self._answer
+
+    @answer.setter
+    def answer(self, answer: Answer | None) -> None:
+        self._answer = answer
+        self.set_trait("can_answer", answer is not None)
+
+    @property
+    def selected(self) -> tuple[str, float]:
+        """The chosen method and sparsity."""
+        return self.method, self.sparsity
+
+    @traitlets.validate("method")
+    def _check_method(self, proposal: Any) -> str:
+        self.view.stops(proposal["value"])
+        return proposal["value"]
+
+    @traitlets.validate("sparsity")
+    def _check_sparsity(self, proposal: Any) -> float:
+        place = self.view.place(self.method, proposal["value"])
+        return float(self.view.frame["sparsity"].iloc[place])
+
+    @traitlets.validate("x", "y")
+    def _check_axis(self, proposal: Any) -> str:
+        keys = ["sparsity", *(metric.key for metric in self.view.metrics)]
+        if proposal["value"] not in keys:
+            raise InputError(f"{proposal['value']!r} was not measured; there are {', '.join(keys)}.")
+        return proposal["value"]
+
+    @traitlets.validate("running")
+    def _check_running(self, proposal: Any) -> bool:
+        if proposal["value"] and self._answer is None:
+            raise InputError("there is no model to answer: make the dial with .explore(answer=...).")
+        return proposal["value"]
+
+    @traitlets.observe("method")
+    def _keep_to_stops(self, change: Any) -> None:
+        """Another method may have been measured at other sparsities: take the nearest."""
+        self.sparsity = min(self.view.stops(change["new"]), key=lambda stop: abs(stop - self.sparsity))
+
+    @traitlets.observe("running")
+    def _start_or_stop(self, change: Any) -> None:
+        self._turn += 1
+        if change["new"]:
+            work = (self._turn, self.method, self.sparsity, self.prompt)
+            self._thread = threading.Thread(target=self._work, args=work, daemon=True)
+            self._thread.start()
+
+    def _work(self, turn: int, method: str, sparsity: float, prompt: str) -> None:
+        with self._lock:  # a run that is being stopped has taken its hands off the model by then
+            try:
+                self.sparse_answer = self.sparse_note = ""
+                if self._asked != prompt:
+                    self._asked = None
+                    self.dense_answer = self.dense_note = ""
+                    self.status = "the dense model answers"
+                    self._stream(turn, "dense", method, 0.0, prompt)
+                    self._asked = prompt
+                self.status = f"{method} at {sparsity:.0%} answers"
+                self._stream(turn, "sparse", method, sparsity, prompt)
+                self.status = ""
+            except _Stopped:
+                self.status = "stopped"
+            except Exception as error:  # nobody else would see it
+                self.status = clean(f"{type(error).__name__}: {error}", 400)
+            finally:
+                if turn == self._turn:
+                    self.running = False
+
+    def _stream(self, turn: int, side: str, method: str, sparsity: float, prompt: str) -> None:
+        said: list[str] = []
+        sent = began = time.monotonic()
+
+        def show() -> None:
+            setattr(self, f"{side}_answer", clean("".join(said)))
+            setting = f"{method} at {sparsity:.0%}" if sparsity else "dense"
+            setattr(self, f"{side}_note", f"{setting} · {len(said)} pieces in {time.monotonic() - began:.1f} s")
+
+        def say(piece: str) -> None:
+            nonlocal sent
+            if turn != self._turn:
+                raise _Stopped
+            said.append(str(piece))
+            if time.monotonic() - sent >= _SEND_SECONDS:
+                show()
+                sent = time.monotonic()
+
+        assert self._answer is not None
+        try:
+            self._answer(method, sparsity, prompt, say)
+            if turn != self._turn:
+                raise _Stopped
+        finally:
+            show()
+
+    def __repr__(self) -> str:
+        return f"DialWidget({self.method} at {self.sparsity:.0%}; {len(self.view.frame)} settings)"

@@ -1,0 +1,69 @@
+"""Views with hostile texts in every place, shared by the tests of the views and of the browser."""
+
+import numpy as np
+import pandas as pd
+
+from sparselens.views import (
+    ConceptMap,
+    CorrelationNetwork,
+    DiffView,
+    FeatureCard,
+    card_view,
+    diff_view,
+    map_view,
+    network_view,
+)
+from tests.views.samples import HOSTILE, diff_examples, diff_frame
+
+
+def hostile_row(document: int = 0) -> dict:
+    """A text of hostile tokens, of which two in three fire."""
+    values = [float(i % 3) for i in range(len(HOSTILE))]
+    return {"tokens": HOSTILE, "values": values, "title": HOSTILE[0], "document": document}
+
+
+def a_diff(n: int = 40) -> DiffView:
+    """A difference whose features are 0, 7, 14, ...; text k of a side has the number 10 k."""
+    frame = diff_frame(n)
+    examples = diff_examples(frame)
+    for sides in examples.values():
+        for name, rows in sides.items():
+            sides[name] = [row | {"document": 10 * k} for k, row in enumerate(rows)]
+    names = ("left", "<b>right")
+    return diff_view(frame, examples.__getitem__, title=HOSTILE[0], notes=[HOSTILE[1]], names=names)
+
+
+def a_map(n: int = 60) -> ConceptMap:
+    """Documents on a grid of ten columns in classes "<b>even" and "odd" by their row; document 5 has no place."""
+    xy = np.array([[i % 10, i // 10] for i in range(n)], dtype=float)
+    xy[5] = np.nan
+    texts = [f"{HOSTILE[i % len(HOSTILE)]} text number {i}" for i in range(n)]
+    kinds = ["odd" if (i // 10) % 2 else "<b>even" for i in range(n)]
+
+    def about(documents):
+        return [(7, HOSTILE[0], len(documents) / n, 0.25), (9, "nine", 0.5, 0.125)]
+
+    return map_view(xy, texts, kinds, name="row", title=HOSTILE[0], notes=[HOSTILE[2]], about=about,
+                    find=lambda feature: range(0, n, feature))
+
+
+def a_network(names: tuple[str, str] | None = None) -> CorrelationNetwork:
+    """Pairs (0, 1), (0, 2), ... (0, 5), (10, 11), (12, 13), ... with NPMI from 0.9 down; forty pairs."""
+    pairs = [(0, i) for i in range(1, 6)] + [(10 + 2 * i, 11 + 2 * i) for i in range(35)]
+    frame = pd.DataFrame(pairs, columns=["feature_a", "feature_b"])
+    frame["npmi"], frame["support"] = np.linspace(0.9, 0.3, len(frame)), np.arange(len(frame), 0, -1)
+    labels = {i: HOSTILE[i % len(HOSTILE)] for i in range(80)}
+    return network_view(frame, lambda a, b: {"a": [hostile_row(a)], "b": [hostile_row(a), hostile_row(b)]},
+                        labels=labels, names=names, title=HOSTILE[0], notes=[HOSTILE[1]])
+
+
+def a_card(feature: int = 41, loads: bool = True) -> FeatureCard:
+    """A card with three texts, numbered 0, 10 and 20."""
+    return card_view(
+        feature, [hostile_row(0), hostile_row(10), hostile_row(20)], np.arange(1, 101) / 10, n_documents=200,
+        n_firing=50, description=f"feature {feature} {HOSTILE[1]}", method="test", neighbours=[(3, HOSTILE[0], 0.75)],
+        promotes=[" sir", HOSTILE[0]], load=a_card if loads else None,
+    )
+
+
+VIEWS = {"diff": a_diff, "map": a_map, "network": a_network, "card": a_card}
