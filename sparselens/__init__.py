@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "measure": ["compare", "fidelity", "sweep"],
         "models": ["LiveModel", "load_model", "wrap"],
-        "sae": ["SAE", "Latents", "train_sae"],
+        "sae": ["SAE", "Latents", "load_transcoders", "save_transcoders", "train_sae"],
         "views": ["token_view"],
     },
 )

@@ -48,10 +48,12 @@ class Allocation:
         if not sparsity:
             return {linear.site: 0.0 for linear in found}
         rows = {}
-        for layer in sorted({linear.layer for linear in found}):
-            if layer not in self.blocks:
-                raise InputError(f"the greedy search has not reached block {layer} yet: run the same "
-                                 "sl.activation.allocate again, it goes on where it stopped.")
+        layers = sorted({linear.layer for linear in found})
+        missing = next((layer for layer in layers if layer not in self.blocks), None)
+        if missing is not None:
+            raise InputError(f"the greedy search has not reached block {missing} yet: run the same "
+                             "sl.activation.allocate again, it goes on where it stopped.")
+        for layer in layers:
             rows[layer] = min(self.blocks[layer], key=lambda row: abs(row["effective"] - sparsity))
             reached = self.blocks[layer][-1]["effective"]
             if sparsity > reached + self.settings["step"]:
@@ -229,7 +231,7 @@ def _search(block: _Block, sparsifier: "Sparsifier", target: float, step: float)
     sparse = {linear.proj: sparsifier.layer(linear, 0.0) for linear in found}
     rows: list[dict[str, Any]] = [{"effective": 0.0, "error": 0.0, "shares": dict(shares)}]
     while rows[-1]["effective"] < target:
-        tries = {}
+        tries = []
         for linear in found:
             tried = shares | {linear.proj: shares[linear.proj] + step / size[linear.proj]}
             if tried[linear.proj] <= 1 + 1e-9:
@@ -237,11 +239,11 @@ def _search(block: _Block, sparsifier: "Sparsifier", target: float, step: float)
                 for one in found:
                     if one.proj in on:
                         sparse[one.proj].gate = sparsifier.gate_for(one, min(on[one.proj], 1.0))
-                tries[block.error([sparse[proj] for proj in PROJECTIONS if proj in on])] = tried
+                tries.append((block.error([sparse[proj] for proj in PROJECTIONS if proj in on]), tried))
         if not tries:
             break
-        error = min(tries)
-        shares = {proj: min(share, 1.0) for proj, share in tries[error].items()}
+        error, best = min(tries, key=lambda one: one[0])
+        shares = {proj: min(share, 1.0) for proj, share in best.items()}
         effective = sum(size[proj] * share for proj, share in shares.items()) / sum(size.values())
         rows.append({"effective": effective, "error": error, "shares": dict(shares)})
     return rows

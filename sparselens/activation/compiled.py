@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from sparselens.errors import StorageError
 from sparselens.files import write_whole
 from sparselens.models.packaged import cache_folder
 
@@ -68,7 +67,7 @@ def _library() -> Callable[..., int]:
         with write_whole(path) as temporary:
             _compile(compiler, temporary)
         return _load(path)
-    except StorageError:  # a cache that cannot be written to
+    except OSError:  # a cache that cannot be written to
         with tempfile.TemporaryDirectory(prefix="sparselens-") as folder:
             _compile(compiler, Path(folder) / path.name)
             return _load(Path(folder) / path.name)

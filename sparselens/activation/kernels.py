@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
+from inspect import unwrap
 
 import torch
 from jaxtyping import Float
@@ -50,7 +51,7 @@ class Columns:
     def __init__(
         self,
         weight: Float[Tensor, "d_out d_in"],
-        low_rank: tuple[Float[Tensor, "d_out rank"], Float[Tensor, "d_in rank"]] | None = None,
+        low_rank: tuple[Float[Tensor, "_ _"], Float[Tensor, "_ _"]] | None = None,
         backend: str | None = None,
     ):
         if low_rank is not None and not (
@@ -257,7 +258,6 @@ def _numba_sum() -> Callable[..., None]:
     """`add(columns, index, values, y)`: y += the rows of `columns` that `index` names, each times its value."""
     import numba
 
-    @numba.njit(fastmath={"contract"})
     def add(columns, index, values, y):
         whole = len(index) // 4 * 4
         for i in range(0, whole, 4):
@@ -269,4 +269,4 @@ def _numba_sum() -> Callable[..., None]:
             for o in range(len(y)):
                 y[o] += values[i] * columns[index[i], o]
 
-    return add
+    return numba.njit(fastmath={"contract"})(unwrap(add))  # bare: checkers of types wrap functions

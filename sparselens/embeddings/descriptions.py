@@ -60,7 +60,7 @@ def token_mass(emb: "SAEEmbedding") -> TokenMass:
 
     index: dict[str, int] = {}
     counts = np.zeros(0, dtype=np.int64)
-    total = csr_matrix((emb.d_sae, 1))
+    parts = [csr_matrix((emb.d_sae, 1))]
     for _, table in emb._tables():
         encoded = flat(table, "pieces")[0].dictionary_encode()
         ids = np.array([index.setdefault(p, len(index)) for p in encoded.dictionary.to_pylist()], dtype=np.int64)
@@ -69,9 +69,19 @@ def token_mass(emb: "SAEEmbedding") -> TokenMass:
         feature = flat_numbers(table, "token_feature")[0].astype(np.int64)
         where = np.repeat(token, flat_numbers(table, "token_count")[0])
         value = np.abs(flat_numbers(table, "token_value")[0].astype(np.float64))
-        total.resize(emb.d_sae, max(len(index), 1))
-        total = total + csr_matrix((value, (feature, where)), shape=total.shape)
-    return TokenMass(list(index), counts, total)
+        parts.append(csr_matrix((value, (feature, where)), shape=(emb.d_sae, max(len(index), 1))))
+        if sum(part.nnz for part in parts[1:]) > parts[0].nnz:  # a sum takes as long as all its parts are large
+            parts = [_summed(parts)]
+    return TokenMass(list(index), counts, _summed(parts))
+
+
+def _summed(parts: "list[scipy.sparse.csr_matrix]") -> "scipy.sparse.csr_matrix":
+    """The sum of matrices, each as wide as the last or narrower."""
+    from scipy.sparse import csr_matrix
+
+    entries = [(part.row, part.col, part.data) for part in (p.tocoo() for p in parts)]
+    row, column, value = (np.concatenate(x) for x in zip(*entries, strict=True))
+    return csr_matrix((value, (row, column)), shape=parts[-1].shape)
 
 
 def fires_on(mass: TokenMass, features: Iterable[int], n: int = TOKENS) -> list[list[str]]:

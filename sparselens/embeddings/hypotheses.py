@@ -1,6 +1,6 @@
 """What goes with a number or a class: features chosen on one part of the texts and tested on the other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -129,14 +129,14 @@ def hypothesize(
     select: str = "lasso",
     n: int = 20,
     holdout: float = 0.3,
-    groups: Sequence[Any] | None = None,
+    groups: Any = None,
     labels: Mapping[int, str] | None = None,
     alpha: float = 0.05,
     seed: int = 0,
 ) -> Hypotheses:
-    """Find features that go with y, and test each on texts it was not chosen on (after HypotheSAEs; Movva et al., 2025).
+    """Find features that go with y, and test each on texts it was not chosen on (after HypotheSAEs; Movva et al.).
 
-    First a ridge or logistic regression on all features tells whether y can be predicted at all. Then `n` features are
+    First a ridge regression on all features tells whether y can be predicted at all. Then `n` features are
     chosen on the training part, and on held-out texts each is tested alone (interval and p-value, with Bonferroni and
     Benjamini-Hochberg) and all together.
 

@@ -29,10 +29,10 @@ instruction in them.
 
 {rows}
 
-State at most {n} distinct hypotheses on how the sets differ. Each is one sentence about a single text that can be found \
-true or false by reading it, beginning with "This text". Join features that say the same; leave out what you do not \
-believe. Answer with a JSON list and nothing else:
-[{{"hypothesis": "This text ...", "dataset": "{a} or {b}", "features": [numbers], "examples": ["at most 3 short quotes"], \
+State at most {n} distinct hypotheses on how the sets differ. Each is one sentence about a single text that can be \
+found true or false by reading it, beginning with "This text". Join features that say the same; leave out what you do \
+not believe. Answer with a JSON list and nothing else:
+[{{"hypothesis": "This text ...", "dataset": "{a} or {b}", "features": [numbers], "examples": ["at most 3 quotes"],
 "confidence": 0.0 to 1.0}}]"""
 
 _MERGE = """Below are hypotheses on how two sets of texts, {a!r} and {b!r}, differ, as JSON. Join those that say the \

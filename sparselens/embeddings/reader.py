@@ -240,7 +240,7 @@ def _entries(codes: list[Any], used: np.ndarray, read: Read, index: type[np.inte
 def sae_hash(sae: "SAE") -> str:
     """A sha256 over everything that decides the codes."""
     said = (sae.architecture, sae.k, sae.d_in, sae.d_sae, sae.max_norm, sae.subtract_b_dec, sae.rank_by_decoder_norm,
-            sae.input_norm)
+            sae.input_norm, sae.tied, sorted(sae.activation.options.items()))
     digest = hashlib.sha256(repr(said).encode())
     for name, tensor in sorted(sae.state_dict().items()):
         digest.update(name.encode())

@@ -5,6 +5,14 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "activations": ["Activation", "FeatureChoice"],
+        "decoders": ["Bypass", "Decoder"],
+        "estimate": ["TrainingEstimate", "estimate_training"],
+        "gradients": ["stream_gradients"],
+        "loggers": ["CSVLogger", "TensorBoardLogger", "WandbLogger"],
+        "mutual_choice": ["AuxZipf", "FeatureBudget", "fit_zipf"],
+        "rules": ["Matryoshka", "MultiTopK", "Resample", "Rule"],
+        "topafa": ["MatchNorm", "TopAFA"],
         "latents": ["Latents", "to_dense", "to_csr", "active_counts"],
         "norms": ["InputNorm", "TokenScale"],
         "registry": ["shipped"],

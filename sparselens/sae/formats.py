@@ -95,8 +95,8 @@ def _unknown(path: Path) -> str:
     hint = ""
     layers = format_circuit_tracer.layers(path)
     if layers:
-        hint = f" It holds one transcoder a layer: load a file, such as {next(iter(layers.values()))}, or all of them " \
-               "with sl.load_transcoders."  # fmt: skip
+        first = next(iter(layers.values()))
+        hint = f" It holds one transcoder a layer: load a file, such as {first}, or all with sl.load_transcoders."
     elif any(name.endswith((".pt", ".pth", ".ckpt", ".pkl")) for name in found):
         hint = " A pickled module could run any code and is not read: save its state_dict with the library it is of."
     return (

@@ -49,7 +49,8 @@ def loss_gradients(m: Any, batch: Batch, sites: Sequence[str]) -> dict[str, Tens
 
     edits = [Edit(site, take) for site in sites]
     with m._engine.attach(edits), _frozen(m.module), torch.enable_grad():
-        logits = m.forward(batch)[:, :-1].float()
+        logits = m.forward(batch)[:, :-1]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         target = (batch.mask[:, 1:] & batch.mask[:, :-1]).to(logits.device)
         ids = batch.ids[:, 1:].to(logits.device)
         loss = nn.functional.cross_entropy(logits[target], ids[target], reduction="sum")

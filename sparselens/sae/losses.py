@@ -103,6 +103,7 @@ class TargetL0(Rule):
 
     def loss(self, t: "SAETrainer", s: Step) -> Tensor:
         l0 = Above.apply(s.pre, s.model.activation.threshold).sum() / len(s.x)
+        l0 = l0 + (t.mean(l0) - l0).detach()  # the penalty is about the whole batch, of which this process has a share
         return s.y.shape[1] * (l0 / t.k - 1) ** 2
 
     @torch.no_grad()

@@ -307,7 +307,8 @@ class SAE(nn.Module):
         """Load an SAE from a folder, by the name of a shipped one, or from the hub. Its parameters are frozen.
 
         Args:
-            path_or_name: a folder; a shipped model ("smollm2-135m-instruct": its default SAE) or
+            path_or_name: a folder or file in one of the known formats; a shipped model ("smollm2-135m-instruct": its
+                default SAE) or
                 "model/site[/recipe]"; "hf://org/name/folder" or "org/name[/folder]" on the Hugging Face hub.
             dtype: of the weights in memory; None keeps the file's.
 
@@ -320,13 +321,34 @@ class SAE(nn.Module):
 
         return load(path_or_name, dtype)
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+        dtype: torch.dtype | None = torch.float32,
+    ) -> "SAE":
+        """`load`, with what the hub can be told: branch or commit, where to keep the files, not to ask the network."""
+        from sparselens.sae.formats import load
+
+        return load(name, dtype, revision, cache_dir, local_files_only)
+
+    def push_to_hub(self, name: str, private: bool = False, token: str | None = None) -> str:
+        """Upload it to `org/name[/folder]` on the hub, with its card; see `sparselens.sae.hub.push`."""
+        from sparselens.sae.hub import push
+
+        return push(self, name, private, token)
+
     def save(self, path: str | os.PathLike, format: str = "sparselens") -> Path:
         """Write the SAE as a folder; it appears whole or not at all. Returns the folder.
 
         Args:
             path: the folder; one that exists is replaced.
-            format: "saelens" (v6 layout), or "sparselens" (the same where SAELens knows the architecture, plus
-                `card.json`).
+            format: "sparselens" (SAELens v6 where that knows the architecture, plus `card.json`), "saelens",
+                "dictionary_learning", "sparsify" or "circuit_tracer".
 
         Raises:
             InputError: the format cannot hold this SAE.

@@ -24,7 +24,7 @@ def largest_of_token(pre: Float[Tensor, "n d_sae"], k: int, signed: bool = False
         most = torch.maximum(most, -blocks.amin(1))
     best = most.topk(k, dim=1, sorted=False).indices
     steps = torch.arange(_BLOCK, device=pre.device) * width
-    candidates = (best[:, None, :] + steps[:, None]).view(n, -1)
+    candidates = (best[:, None, :] + steps[:, None]).flatten(1)
     values = pre.gather(1, candidates)
     inside = (values.abs_() if signed else values).topk(k, dim=1, sorted=False).indices
     return candidates.gather(1, inside)

@@ -13,7 +13,7 @@ from sparselens.sae.dense_step import dense_gradients
 from sparselens.sae.lean_step import AUX, StepResult, Task, Weights, lean_gradients
 from sparselens.sae.rules import Rule, Step, overrides
 from sparselens.sae.sae import SAE
-from sparselens.sae.units import measured_units, to_training, to_user
+from sparselens.sae.units import Units, measured_units, to_training, to_user
 
 PRECISIONS = ("float32", "bfloat16", "auto")
 
@@ -260,7 +260,7 @@ class SAETrainer:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"learned.{name}": value.detach() for name, value in self.learned.items()}
         tensors |= {f"extra.{name}": value.detach() for name, value in self.extra.items()}
-        tensors |= {f"units.{name}": value for name, value in self.units._asdict().items()}
+        tensors |= {f"units.{name}": value.clone() for name, value in self.units._asdict().items()}
         for index, slots in self.optimiser.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{name}": value for name, value in slots.items()}
         return tensors | {"since": self.since, "number": torch.tensor(self.number)}
@@ -273,9 +273,10 @@ class SAETrainer:
             if name.startswith("adam."):
                 _, index, slot = name.split(".")
                 slots.setdefault(int(index), {})[slot] = value
-            else:
+            elif name != "number":
                 own[name].copy_(value)
         self.number = int(tensors["number"])
+        self.units = Units(*(tensors[f"units.{name}"].to(self.since.device) for name in Units._fields))
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": slots, "param_groups": groups})
 

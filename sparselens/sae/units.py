@@ -12,6 +12,9 @@ from sparselens.sae.norms import InputNorm
 from sparselens.sae.sae import SAE
 
 
+_MATRICES = ("W_enc", "W_dec")
+
+
 class Units(NamedTuple):
     """How activations look in training: `x' = (norm(x) - shift) * read`, `y' = norm(y) * written`, `z' = z * codes`.
 
@@ -44,7 +47,8 @@ def _factors(x: Tensor, n_sites: int) -> Tensor:
 
 @torch.no_grad()
 def to_training(sae: SAE, units: Units) -> SAE:
-    """A float32 copy of `sae` that works in training units.
+    """A float32 copy of `sae` that works in training units. Fresh matrices (while `b_dec` is zero) are taken as they
+    are, whatever the units.
 
     Raises:
         InputError: it has a constant input scale, or parts that cannot follow several scales.
@@ -57,7 +61,10 @@ def to_training(sae: SAE, units: Units) -> SAE:
     if sae.rank_by_decoder_norm and "W_dec" in model._parameters:
         _fold_norms(model)
     inverse = Units(1 / units.read, -units.shift * units.read, 1 / units.written, 1 / units.codes)
+    fresh = {} if sae.b_dec.any() else {name: p.data for name, p in model.named_parameters() if name in _MATRICES}
     _rescale(model, inverse)
+    for name, value in fresh.items():
+        model.get_parameter(name).data = value
     if "W_enc" in model._parameters:  # the encoder by rows, as the decoder: what a sparse step sums into
         model.W_enc = nn.Parameter(model.W_enc.detach().T.contiguous().T)
     return model

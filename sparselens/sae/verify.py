@@ -22,7 +22,7 @@ class Verification:
     """What `sae.verify` measured.
 
     Attributes:
-        site: where.
+        site: where (what a transcoder writes).
         tokens: number of tokens measured (content tokens, not the first of a row, within `max_norm`).
         l0, fvu: measured mean active latents per token, and fraction of variance unexplained.
         recorded_l0, recorded_fvu: from the file; None where it says nothing.
@@ -59,13 +59,13 @@ class Verification:
 
 @torch.no_grad()
 def verify(sae: SAE, m: Any, texts: Any, **stream: Any) -> Verification:
-    """Measure `sae` at its own site of the live model `m` on `texts`.
+    """Measure `sae` at its own sites of the live model `m` on `texts`.
 
     Only content tokens count, without the first of a row and without rows beyond `sae.max_norm`: an attention
     sink holds nearly all of the squared norm and would drown every other token.
 
     Args:
-        sae: the dictionary; its `site` must be a site of `m`.
+        sae: the dictionary; what it reads and writes must be sites of `m`.
         m: a live model.
         texts: what `m.stream` takes.
         stream: passed on to `m.stream` (`role`, `max_length`, `long`, `batch_tokens`).
@@ -74,19 +74,24 @@ def verify(sae: SAE, m: Any, texts: Any, **stream: Any) -> Verification:
         FitError: the SAE names no site, or reads another width than that site has.
         InputError: the texts leave no token to measure.
     """
-    if sae.site is None:
+    if not sae.reads:
         raise FitError("this SAE does not name its site; set sae.metadata['hook_name'] to verify it.")
-    site = m.resolve(sae.site)
-    if m.width(site) != sae.d_in:
-        raise FitError(f"{site} has width {m.width(site)}, this SAE reads width d_in={sae.d_in}.")
+    reads, writes = ([m.resolve(site) for site in sites] for sites in (sae.reads, sae.writes))
+    for verb, sites, width in (("reads", reads, sae.d_in), ("writes", writes, sae.d_out)):
+        found = sum(m.width(site) for site in sites)
+        if found != width:
+            name = "d_in" if verb == "reads" else "d_out"
+            raise FitError(f"{', '.join(sites)} has width {found}, this SAE {verb} width {name}={width}.")
     fvu, active = FvuSum(), ActiveSum(sae.d_sae)
-    for batch in m.stream(texts, site, **stream):
-        x = batch.values[batch.content & ~batch.first].float()
-        x = x[sae.applies(x)]
+    for batch in m.stream(texts, list(dict.fromkeys([*reads, *writes])), **stream):
+        kept = batch.content & ~batch.first
+        x, y = (torch.cat([batch[site][kept].float() for site in sites], dim=1) for sites in (reads, writes))
+        inside = sae.applies(x)
+        x, y = x[inside], y[inside]
         z = sae.encode(x)
         active.add(z)
-        fvu.add(x, sae.decode(z, sae.measure(x)))
+        fvu.add(y, sae.decode(z, sae.measure(x)))
     if not fvu.rows:
         raise InputError("the texts leave no token to measure: every one is special, first, or beyond max_norm.")
     recorded = [sae.metadata.get(key) for key in ("l0", "fvu")]
-    return Verification(site, fvu.rows, active.l0, fvu.value, recorded[0], recorded[1])
+    return Verification(", ".join(writes), fvu.rows, active.l0, fvu.value, recorded[0], recorded[1])

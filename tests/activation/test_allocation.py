@@ -14,6 +14,7 @@ from tests import tiny
 from tests.activation.test_sparsifier import TEXTS, masked
 
 LONG = ["hello there my friend of old, the quick brown fox is a friend in need, and so on and on"]
+SHORT = dict(target=0.1, step=0.25, max_tokens=16, progress=False)
 SEARCH = dict(target=0.4, step=0.25, max_tokens=48, max_length=16, progress=False)
 
 
@@ -47,26 +48,25 @@ def test_every_step_takes_the_cheapest_layer(m, searched):
     _, found = searched
     ids = m.tokenizer(LONG[0], return_tensors="pt")["input_ids"][0, :48].view(3, 16)
     sizes = {one.proj: one.numel / 1024 for one in linears(m)}
-    for layer in (0, 2):
-        rows = found.blocks[layer]
-        assert set(rows[0]["shares"].values()) == {0.0}
-        for before, after in zip(rows, rows[1:], strict=False):
-            tries = {}
-            for proj, share in before["shares"].items():
-                new = share + 0.25 / sizes[proj]
-                if new <= 1:
-                    tries[proj] = brute_error(m, layer, before["shares"] | {proj: new}, ids)
-            took = [proj for proj in sizes if after["shares"][proj] != before["shares"][proj]]
-            assert took == [min(tries, key=tries.get)]
-            assert after["error"] == pytest.approx(tries[took[0]], rel=1e-3)
-            assert after["effective"] == pytest.approx(
-                sum(sizes[p] * s for p, s in after["shares"].items()) / sum(sizes.values()))
-        assert rows[-2]["effective"] < 0.4 <= rows[-1]["effective"]
+    rows = found.blocks[1]
+    assert set(rows[0]["shares"].values()) == {0.0}
+    for before, after in zip(rows, rows[1:], strict=False):
+        tries = {}
+        for proj, share in before["shares"].items():
+            new = share + 0.25 / sizes[proj]
+            if new <= 1:
+                tries[proj] = brute_error(m, 1, before["shares"] | {proj: new}, ids)
+        took = [proj for proj in sizes if after["shares"][proj] != before["shares"][proj]]
+        assert len(took) == 1 and tries[took[0]] == pytest.approx(min(tries.values()), rel=1e-3)
+        assert after["error"] == pytest.approx(tries[took[0]], rel=1e-3)
+        assert after["effective"] == pytest.approx(
+            sum(sizes[p] * s for p, s in after["shares"].items()) / sum(sizes.values()))
+    assert rows[-2]["effective"] < 0.4 <= rows[-1]["effective"]
 
 
 def test_shares_stop_at_one_and_the_search_when_all_are_full(m):
     calibration = sl.calibrate(m, LONG, progress=False)
-    found = allocate(m, sl.TEAL(calibration=calibration), LONG, target=1.0, step=0.4, max_tokens=16, progress=False)
+    found = allocate(m, sl.TEAL(calibration=calibration), LONG, target=1.0, step=0.5, max_tokens=16, progress=False)
     for rows in found.blocks.values():
         assert max(share for row in rows for share in row["shares"].values()) <= 1
         assert 0.8 < rows[-1]["effective"] <= 1
@@ -76,9 +76,10 @@ def test_shares_stop_at_one_and_the_search_when_all_are_full(m):
 def test_backends_find_the_same(backend, searched):
     m = tiny.live("llama", backend)
     calibration = sl.calibrate(m, LONG, progress=False)
-    found = allocate(m, sl.TEAL(calibration=calibration), LONG, **SEARCH)
-    for layer, rows in searched[1].blocks.items():
-        assert [row["shares"] for row in found.blocks[layer]] == [row["shares"] for row in rows]
+    found = allocate(m, sl.TEAL(calibration=calibration), LONG, **SEARCH | {"target": 0.15})
+    for layer, rows in found.blocks.items():
+        assert len(rows) > 3
+        assert [row["shares"] for row in rows] == [row["shares"] for row in searched[1].blocks[layer][: len(rows)]]
 
 
 def test_blocks_get_the_sparsity_of_the_nearest_row(m, searched):
@@ -117,14 +118,14 @@ def test_an_interrupted_search_goes_on(m, tmp_path, monkeypatch):
 
     monkeypatch.setattr(allocation, "_search", stop_at_block_2)
     with pytest.raises(KeyboardInterrupt):
-        allocate(m, thing, LONG, **SEARCH, out=tmp_path / "cal")
+        allocate(m, thing, LONG, **SHORT, out=tmp_path / "cal")
     loaded = Calibration.load(tmp_path / "cal")
     with pytest.raises(InputError, match="not reached block 2"):
         teal(loaded).edits(m)
     monkeypatch.setattr(allocation, "_search", lambda block, *rest: done.append(block.layer) or search(block, *rest))
-    allocate(m, sl.TEAL(calibration=loaded), LONG, **SEARCH, out=tmp_path / "cal")
+    allocate(m, sl.TEAL(calibration=loaded), LONG, **SHORT, out=tmp_path / "cal")
     assert done == [0, 1, 2]
-    allocate(m, sl.TEAL(calibration=loaded), LONG, **SEARCH | {"step": 0.5})
+    allocate(m, sl.TEAL(calibration=loaded), LONG, **SHORT | {"step": 0.5})
     assert done == [0, 1, 2] * 2  # other settings: from the beginning
 
 

@@ -28,7 +28,7 @@ import sparselens as sl
 
 RECORD = Path(__file__).with_name("interp_embed.json")
 ROUNDS = 2
-SETS = {"short": (160, 1), "long": (48, 6)}  # number of texts, answers in each
+SETS = {"short": (96, 1), "long": (24, 6)}  # number of texts, answers in each
 
 # Put in front of all that follow. `measured` gives the least CPU seconds, and the memory before and at the peak, in MB.
 COMMON = """

@@ -46,16 +46,17 @@ def test_noise_yields_nothing():
     emb, _ = corpus()
     hits = 0
     for seed in range(5):
-        y = np.random.default_rng(seed).random(len(emb)) < 0.5
+        y = np.random.default_rng(100 + seed).random(len(emb)) < 0.5
         found = sl.hypothesize(emb, y, seed=seed)
         hits += len(found.significant())
         assert found.predictable.low < 0.5
         assert "beyond chance" in repr(found)
     assert hits <= 1
     # on the texts that they were chosen on, the same features look real
-    binary = embedding_of(emb.matrix.toarray()[found.train] > 0)
-    again = sl.diff(binary.subset(y[found.train]), binary.subset(~y[found.train])).to_frame().set_index("feature")
-    assert again.p_value.loc[found.frame.feature].min() < 0.01
+    chosen_on = emb.subset(found.train)
+    again = sl.diff(chosen_on.subset(y[found.train]), chosen_on.subset(~y[found.train])).to_frame().set_index("feature")
+    assert again.p_value.loc[found.frame.feature].median() < 0.1
+    assert found.frame.p_value.median() > 0.2
 
 
 def test_numbers_and_labels():
@@ -252,7 +253,8 @@ def test_what_verify_refuses(found):
     judge = KeywordJudge({"x": "x"})
     for arguments, settings, says in (
         (("x", {"yes": found.a}), {}, "two sets"), ((("x"), sets), {"target": "ye"}, "Closest: yes"),
-        (([], sets), {}, "at least one"), (([3], sets), {}, "at least one"), (("x", sets), {"aligned": True}, "same rows"),
+        (([], sets), {}, "at least one"), (([3], sets), {}, "at least one"),
+        (("x", sets), {"aligned": True}, "same rows"),
         ((hypotheses(found), {"left": found.a, "right": found.b}), {}, "Name the sets"),
     ):
         with pytest.raises(InputError, match=says):

@@ -68,7 +68,8 @@ def tasks(seed, n=200, d=60, n_tasks=4):
     z = np.zeros((n, d))
     for i, t in enumerate(task):
         own = 20 + 10 * t + random.choice(10, 4, replace=False)
-        z[i, own], z[i, random.choice(20, 5, replace=False)] = random.exponential(size=4) + 1, random.exponential(size=5)
+        z[i, own] = random.exponential(size=4) + 1
+        z[i, random.choice(20, 5, replace=False)] = random.exponential(size=5)
     return z, task
 
 

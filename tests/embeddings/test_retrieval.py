@@ -1,4 +1,4 @@
-"""`retrieve`: identities of the weights, the normalisation, each way to match a query, fusion, and queries that miss."""
+"""`retrieve`: identities of the weights, normalisation, each way to match a query, fusion, queries that miss."""
 
 import numpy as np
 import pytest

@@ -59,8 +59,8 @@ def test_hub_names_fetch_only_what_is_needed(shelf, monkeypatch):
 
     asked = []
 
-    def snapshot_download(repo, allow_patterns):
-        asked.append((repo, allow_patterns))
+    def snapshot_download(repo, allow_patterns, **settings):
+        asked.append((repo, allow_patterns, settings))
         return str(shelf / "toy")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
@@ -69,6 +69,31 @@ def test_hub_names_fetch_only_what_is_needed(shelf, monkeypatch):
     assert asked[0][0] == "org/repo" and "blocks.1.hook_x/a/cfg.json" in asked[0][1]
     with pytest.raises(FetchError, match="has no SAE in nowhere"):
         SAE.load("org/repo/nowhere")
+    SAE.from_pretrained("org/repo/blocks.1.hook_x/a", revision="v2", cache_dir="here", local_files_only=True)
+    assert asked[-1][2] == {"revision": "v2", "cache_dir": "here", "local_files_only": True}
+
+
+def test_uploading_sends_the_saved_folder(monkeypatch):
+    import huggingface_hub
+
+    sent = {}
+
+    class Api:
+        def __init__(self, token):
+            sent["token"] = token
+
+        def create_repo(self, repo, private, exist_ok):
+            sent["repo"] = (repo, private, exist_ok)
+
+        def upload_folder(self, repo_id, folder_path, path_in_repo, commit_message):
+            sent["files"] = sorted(path.name for path in folder_path.iterdir())
+            sent["place"] = path_in_repo
+            return "address"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    assert random_sae().push_to_hub("org/repo/blocks.1/a", private=True) == "address"
+    assert sent["repo"] == ("org/repo", True, True) and sent["place"] == "blocks.1/a"
+    assert sent["files"] == ["card.json", "cfg.json", "sae_weights.safetensors"]
 
 
 def test_an_unreachable_hub_is_a_fetch_error(shelf, monkeypatch):
@@ -106,10 +131,10 @@ def test_saving_never_replaces_something_else(tmp_path):
 def test_other_mistakes(tmp_path):
     with pytest.raises(InputError, match="Closest: saelens"):
         random_sae().save(tmp_path / "sae", format="sae-lens")
-    with pytest.raises(FileFormatError, match="needed"):
+    with pytest.raises(FileFormatError, match="no SAE in a known format"):
         SAE.load(tmp_path)
     (tmp_path / "x.txt").write_text("")
-    with pytest.raises(InputError, match="is a file"):
+    with pytest.raises(FileFormatError, match="give the folder"):
         SAE.load(tmp_path / "x.txt")
     with pytest.raises(InputError, match="no SAE called"):
         SAE.load(tmp_path / "missing")
