@@ -37,6 +37,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # another test may have asked for more
 
 
 @pytest.fixture(autouse=True)

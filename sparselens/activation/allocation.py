@@ -143,7 +143,7 @@ def allocate(
     before = calibration.allocations.get(sparsifier.key)
     blocks = before.blocks if before is not None and before.settings == settings else {}
     found = calibration.allocations[sparsifier.key] = Allocation(settings, blocks)
-    rows = _rows(m, texts, max_tokens, max_length)
+    rows = token_rows(m, texts, max_tokens, max_length)
     with torch.no_grad(), m.untouched(), m.attach(sparsifier.ground):
         for layer in tqdm(range(m.n_layers), desc="greedy", unit="block", leave=False, disable=not progress):
             if layer not in found.blocks:
@@ -167,7 +167,7 @@ def _check(sparsifier: "Sparsifier", target: float, step: float, last_fraction: 
             raise InputError(f"{name}={value!r} must be above 0 and at most 1.")
 
 
-def _rows(m: LiveModel, texts: Any, max_tokens: int, max_length: int) -> Tensor:
+def token_rows(m: LiveModel, texts: Any, max_tokens: int, max_length: int) -> Tensor:
     """Tokens of the texts, one after the other, as rows `[n, length]`."""
     parts, count = [], 0
     for batch in m.batches(texts, long="chunk", empty="skip", sort=False):

@@ -55,6 +55,9 @@ class Channels:
     keep: Bool[Tensor, "tokens d_in"]
     sparse: Bool[Tensor, "tokens"]
 
+    def __repr__(self) -> str:
+        return f"Channels({self.name} at {self.site}: {len(self.text):,} tokens, {self.keep.shape[1]:,} channels)"
+
     @property
     def scores(self) -> Float[Tensor, "tokens d_in"]:
         return self.x.abs() * self.scale
@@ -137,7 +140,7 @@ def channels(
     Raises:
         InputError: no such layer, or one that the sparsifier leaves dense.
     """
-    record = _Record(_site(sparsifier, model, layer, proj))
+    record = _Record(site_of(sparsifier, model, layer, proj))
     ids, docs, places = [], [], []
     with model.untouched(), model.attach(sparsifier.watched(record)):
         for batch in model.batches(texts, max_length=max_tokens, long="cut", empty="skip", sort=False):
@@ -154,7 +157,8 @@ def channels(
                     x.float(), scale, record.norms, cut[:, 0], keep, sparse)
 
 
-def _site(sparsifier: "Sparsifier", model: LiveModel, layer: int, proj: str) -> str:
+def site_of(sparsifier: "Sparsifier", model: LiveModel, layer: int, proj: str) -> str:
+    """The site of a layer that a sparsifier acts on. Raises `InputError` if it is unknown or left dense."""
     if proj not in PROJECTIONS:
         raise InputError(f"proj={proj!r} is unknown; valid are {', '.join(PROJECTIONS)}.{closest(proj, PROJECTIONS)}")
     site = PROJECTIONS[proj].replace("{i}", str(layer))

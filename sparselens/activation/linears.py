@@ -135,22 +135,28 @@ def checked_sparsity(sparsity: Any) -> float:
 
 
 def spread(
-    sparsity: float | int | Mapping[str, float], model: LiveModel, layers: list[Linear]
+    sparsity: float | int | Mapping[str, float],
+    model: LiveModel,
+    layers: list[Linear],
+    default: float = 0.0,
+    what: str = "sparsity",
 ) -> dict[str, float]:
-    """The sparsity of each layer, by site.
+    """The sparsity (or another number) of each layer, by site.
 
     Args:
-        sparsity: one number for all, or projection ("k"), site or glob ("blocks.0.*") -> number. Layers not named stay
-            dense; of several names for one layer the last counts.
+        sparsity: one number for all, or projection ("k"), site or glob ("blocks.0.*") -> number; of several names for
+            one layer the last counts.
         model: the model.
         layers: its layers.
+        default: for layers not named.
+        what: the number's name, for errors.
 
     Raises:
         InputError: a name that is neither a projection nor a site of `layers`.
     """
     if not isinstance(sparsity, Mapping):
         return {linear.site: float(sparsity) for linear in layers}
-    found = {linear.site: 0.0 for linear in layers}
+    found = {linear.site: default for linear in layers}
     for name, value in sparsity.items():
         named = [linear.site for linear in layers if linear.proj == name]
         if not named:
@@ -161,7 +167,7 @@ def spread(
         if not named:
             valid = [*dict.fromkeys(linear.proj for linear in layers), *found]
             raise InputError(
-                f"sparsity is given for {name!r}, which is no projection and no input of one here."
+                f"{what} is given for {name!r}, which is no projection and no input of one here."
                 f"{closest(name, valid)}"
             )
         found |= dict.fromkeys(named, value)

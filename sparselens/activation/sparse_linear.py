@@ -76,8 +76,11 @@ class SparseLinear:
 
     def _follow(self) -> None:
         """Drop what was made of another weight than that in place."""
-        weight: Tensor = self.linear.module.weight  # type: ignore[assignment]
-        stamp = (weight.data_ptr(), weight._version)
+        module = self.linear.module
+        weight = module._parameters.get("weight")  # this runs for every layer and token, and is quicker than .weight
+        if weight is None:
+            weight = module.weight  # type: ignore[assignment]
+        stamp = (weight.data_ptr(), weight._version)  # type: ignore[union-attr]
         if stamp != self._stamp:
             self._stamp, self._scale, self._columns = stamp, None, None
 
@@ -168,4 +171,5 @@ class SparseLinear:
         """
         if getattr(original, "__self__", None) is not self.linear.module or torch.is_grad_enabled() and x.requires_grad:
             return False
-        return self.columns.backend != "torch" and x.dtype == self.columns.stored.dtype
+        columns = self.columns
+        return columns.backend != "torch" and x.dtype == columns.stored.dtype

@@ -98,6 +98,8 @@ def fires_on(mass: TokenMass, features: Iterable[int], n: int = TOKENS) -> list[
     """
     asked = np.fromiter(features, dtype=np.int64)
     row, token, score = telling(mass, asked)
+    best = _largest(row, score, n + 1)
+    row, token, score = row[best], token[best], score[best]
     order = np.lexsort((_alphabetical(mass.vocabulary)[token], -score, row))
     starts = np.searchsorted(row[order], np.arange(len(asked) + 1))
     out = []
@@ -124,6 +126,16 @@ def telling(mass: TokenMass, features: np.ndarray) -> tuple[np.ndarray, np.ndarr
     score = share * np.log(share / common[part.indices])
     above = score > 0
     return row[above], part.indices[above], score[above]
+
+
+def _largest(row: np.ndarray, score: np.ndarray, n: int) -> np.ndarray:
+    """Which entries are among the n largest of their row, bool; all of equal ones. Rows stand together."""
+    first = np.r_[True, np.diff(row) != 0][: len(row)]
+    group, left, kept = np.cumsum(first) - 1, score.copy(), np.zeros(len(row), dtype=bool)
+    for _ in range(n if len(row) else 0):
+        kept |= left == np.maximum.reduceat(left, np.flatnonzero(first))[group]
+        left[kept] = -np.inf
+    return kept
 
 
 def _alphabetical(vocabulary: Sequence[str]) -> np.ndarray:

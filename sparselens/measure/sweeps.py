@@ -37,6 +37,10 @@ class Sweep:
     model: "LiveModel" = field(repr=False)
     methods: Mapping[str, Maker] = field(repr=False)
 
+    def __repr__(self) -> str:
+        first = self.frontier.reports[0]
+        return f"Sweep({', '.join(self.methods)}; {len(self.settings)} settings on {first.tokens:,} tokens)"
+
     def to_frame(self) -> "pandas.DataFrame":
         """A row a setting: method, sparsity (asked for), achieved, perplexity, ce, kl, top1, weight_bytes, flops."""
         import pandas as pd

@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "mutual_choice": ["AuxZipf", "FeatureBudget", "fit_zipf"],
         "rules": ["Matryoshka", "MultiTopK", "Resample", "Rule"],
         "topafa": ["MatchNorm", "TopAFA"],
+        "formats": ["load_transcoders", "save_transcoders"],
         "latents": ["Latents", "to_dense", "to_csr", "active_counts"],
         "norms": ["InputNorm", "TokenScale"],
         "registry": ["shipped"],

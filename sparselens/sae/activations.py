@@ -202,9 +202,7 @@ class FeatureChoice(Activation):
     k: int | float
     threshold: Tensor
 
-    def __init__(
-        self, k: int | float, d_sae: int, budget: str = "zipf", alpha: float = 1.0, beta: float = 4.0
-    ) -> None:
+    def __init__(self, k: int | float, d_sae: int, budget: str = "zipf", alpha: float = 1.0, beta: float = 4.0) -> None:
         super().__init__(k=k, d_sae=d_sae, budget=budget, alpha=alpha, beta=beta)
         self.k, self.budget, self.alpha, self.beta = k, budget, alpha, beta
         self.register_buffer("threshold", torch.zeros(d_sae))

@@ -1,7 +1,6 @@
 """What readers of foreign files share: tensors under our names become an SAE, all of them or none."""
 
 import hashlib
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -117,12 +116,14 @@ def read_pt(path: Path) -> Any:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise FileFormatError(
-            f"{path} holds pickled objects, which could run any code when they are loaded. Load it with the library "
-            f"that made it, save its state_dict, and load that. ({str(error).splitlines()[0]})"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:
+        if type(error).__name__ == "UnpicklingError":
+            raise FileFormatError(
+                f"{path} holds pickled objects, which could run any code when they are loaded. Load it with the "
+                f"library that made it, save its state_dict, and load that. ({str(error).splitlines()[0]})"
+            ) from error
+        if not isinstance(error, RuntimeError | EOFError | OSError | ValueError):
+            raise
         raise FileFormatError(f"{path} cannot be read ({error}). It is probably cut off: fetch it again.") from error
 
 

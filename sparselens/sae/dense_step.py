@@ -74,4 +74,3 @@ def _reconstruct(t: "SAETrainer", s: Step, codes: Latents | Tensor) -> Tensor:
         total, begin = total + rest.square().sum() / len(s.x), end
     s.error = rest
     return total / len(t.prefixes)
-

@@ -189,9 +189,7 @@ def _nested(parts: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
     return errors[-1], errors.flip(0).cumsum(0).flip(0) * (2 / (len(errors) * len(rest)))
 
 
-def _backward(
-    w: Weights, centred: Tensor, chosen: Chosen, decoded: Decoded, g_out: Tensor, signed: bool
-) -> Weights:
+def _backward(w: Weights, centred: Tensor, chosen: Chosen, decoded: Decoded, g_out: Tensor, signed: bool) -> Weights:
     """Gradients from that of the output; for `b_dec` only the part that comes from there."""
     g_bags = g_out.view(-1, g_out.shape[2])
     if decoded.codes is None:

@@ -84,7 +84,8 @@ class GatedL1(SteeredL1):
         return s.model.activation(s.pre)
 
     def loss(self, t: "SAETrainer", s: Step) -> Tensor:
-        gate = (s.pre + s.model.activation.b_gate).relu()
+        part: Any = s.model.activation
+        gate = (s.pre + part.b_gate).relu()
         alone = gate @ s.model.W_dec.detach() + s.model.b_dec.detach()
         return steered_l1(t, s, gate) + (s.y - alone).square().sum() / len(s.x)
 
@@ -94,7 +95,7 @@ class TargetL0(Rule):
     """JumpReLU with a quadratic penalty around k active latents (Rajamanoharan et al., 2024b)."""
 
     def start(self, t: "SAETrainer", x: Tensor, y: Tensor) -> None:
-        threshold = t.model.activation.threshold
+        threshold: Any = t.model.activation.threshold
         if not threshold.any():  # a fresh one: k latents per token start out active
             threshold.data.fill_(smallest_survivor(t, x))
 
@@ -108,7 +109,8 @@ class TargetL0(Rule):
 
     @torch.no_grad()
     def after(self, t: "SAETrainer", s: Step, seen: Any) -> None:
-        t.model.activation.threshold.clamp_(min=0)
+        threshold: Any = t.model.activation.threshold
+        threshold.clamp_(min=0)
 
 
 @dataclass(frozen=True)
@@ -119,15 +121,17 @@ class PerBatch(Rule):
     """
 
     def start(self, t: "SAETrainer", x: Tensor, y: Tensor) -> None:
-        if not t.model.activation.threshold.any():
-            t.model.activation.threshold.fill_(smallest_survivor(t, x))
+        threshold: Any = t.model.activation.threshold
+        if not threshold.any():
+            threshold.fill_(smallest_survivor(t, x))
 
     def choose(self, t: "SAETrainer", s: Step) -> Tensor:
         pre, signed = s.pre.detach(), s.model.activation.signed
         where = largest_of_batch(pre, t.k, signed).sort().values
         kept = pre.flatten()[where].float()
         smallest = t.mean((kept.abs() if signed else kept.relu()).min())
-        s.model.activation.threshold.lerp_(smallest, FOLLOW)
+        threshold: Any = s.model.activation.threshold
+        threshold.lerp_(smallest, FOLLOW)
         return where
 
 

@@ -62,7 +62,7 @@ class InputNorm:
 
     def apply(self, x: Float[Tensor, "*batch d"], tokens: TokenScale | None) -> Float[Tensor, "*batch d"]:
         """Normalise `x`, given its own `measure(x)`."""
-        if tokens is not None and tokens.factor is not None:
+        if tokens is not None and tokens.factor is not None and tokens.shift is not None:
             return (x - tokens.shift) / (tokens.factor + (_EPS if self.kind == "layer_norm" else 0.0))
         return x * self.scale if self.kind == "scale" else x
 
@@ -73,7 +73,7 @@ class InputNorm:
             InputError: the numbers of the tokens are needed and were not given.
         """
         if self.per_token:
-            if tokens is None or tokens.factor is None:
+            if tokens is None or tokens.factor is None or tokens.shift is None:
                 raise InputError(
                     f"this SAE uses input_norm={self.kind!r}: call decode(z, tokens=sae.measure(x)) with the x "
                     "that was encoded, or call sae(x)."

@@ -161,7 +161,7 @@ def open_activations(
     progress: bool,
 ) -> Activations:
     """The rows to train on, harvested first if the source is a live model."""
-    entries = [{"sae": e} if isinstance(e, SAE) else dict(e) for e in wanted.values()]
+    entries: list[dict[str, Any]] = [{"sae": e} if isinstance(e, SAE) else dict(e) for e in wanted.values()]
     if not hasattr(source, "stream"):
         if texts is not None:
             raise InputError("texts go with a live model; this source holds its activations already.")
@@ -180,7 +180,7 @@ def open_activations(
         if parallel.size() > 1:
             raise InputError("several processes that train on a live model need a folder to share: give out=...")
         out = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    gradients = any(rule.needs_gradients for entry in entries for rule in entry.get("rules", ()))
+    gradients = any(rule.needs_gradients for entry in entries for rule in entry.get("rules") or ())
     distinct = list(dict.fromkeys(str(site) for site in sites))
     folder = out / "activations"
     if parallel.is_first():

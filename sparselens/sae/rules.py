@@ -37,8 +37,8 @@ class Step:
     share: float
     dead: Tensor
     grads: Tensor | None = None
-    codes: Latents | Tensor | None = field(default=None, init=False)
-    error: Tensor | None = field(default=None, init=False)
+    codes: Any = field(default=None, init=False)
+    error: Any = field(default=None, init=False)
 
     @cached_property
     def centred(self) -> Tensor:
@@ -149,7 +149,8 @@ class Resample(Rule):
     """Dead latents start anew as directions that are reconstructed badly (Bricken et al., 2023).
 
     A dead latent gets the error of a token, drawn by squared error squared, as its decoder row, the same direction
-    as its encoder row at a fifth of the usual length, and no bias; its optimiser state is cleared.
+    as its encoder row, and no bias; its optimiser state is cleared. The encoder row has a fifth of the usual length,
+    or all of it where latents are selected by size, and a short one would never be.
 
     Args:
         every: steps between two rounds; the last quarter of a run has none.
@@ -175,7 +176,8 @@ class Resample(Rule):
         length = float(model.W_enc.norm(dim=0)[alive].mean()) if alive.any() else 1.0
         model.W_dec[dead] = rows
         if not model.tied and not model.is_transcoder:
-            model.W_enc[:, dead] = 0.2 * length * rows.T
+            selects = overrides(t.rules[0], "choose")
+            model.W_enc[:, dead] = (1.0 if selects else 0.2) * length * rows.T
         if model.b_enc is not None:
             model.b_enc[dead] = 0
         for tensor in (model.W_dec, model.W_enc, model.b_enc):

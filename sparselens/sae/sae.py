@@ -140,7 +140,7 @@ class SAE(nn.Module):
         if self.decoder is None:
             self.W_dec = nn.Parameter(rows)
         elif seed is not None:
-            columns = self.decoder.atoms.detach().T.contiguous()
+            columns = self.W_dec.detach().T.contiguous()
         if not self.tied:
             self.W_enc = nn.Parameter(columns)
         has_bias = "b_enc" in self.activation.encoder
@@ -153,8 +153,8 @@ class SAE(nn.Module):
         own = self.__dict__.get("_parameters", {})
         if name == "W_enc" and name not in own and self.__dict__.get("tied"):
             return self.W_dec.T
-        if name == "W_dec" and name not in own and self.__dict__["_modules"].get("decoder") is not None:
-            return self.decoder.atoms
+        if name == "W_dec" and name not in own and (part := self.__dict__["_modules"].get("decoder")) is not None:
+            return part.atoms
         return super().__getattr__(name)
 
     @property
@@ -207,9 +207,10 @@ class SAE(nn.Module):
         """
         flat = self._rows(x)
         batch = x.shape[:-1]
+        encode: Any = self.activation.encode
         if not self.activation.sparse:
-            return self.activation.encode(self, self.centred(flat)).reshape(*batch, self.d_sae)
-        parts = [self.activation.encode(self, self.centred(rows)) for rows in self._chunks(flat)]
+            return encode(self, self.centred(flat)).reshape(*batch, self.d_sae)
+        parts = [encode(self, self.centred(rows)) for rows in self._chunks(flat)]
         k = parts[0].values.shape[1]
         values = torch.cat([part.values for part in parts]).reshape(*batch, k)
         indices = torch.cat([part.indices for part in parts]).reshape(*batch, k)

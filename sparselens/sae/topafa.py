@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparselens.errors import InputError
 from sparselens.sae.activations import Activation
+from sparselens.sae.latents import Latents
 from sparselens.sae.rules import Rule, Step
 
 if TYPE_CHECKING:
@@ -72,11 +73,10 @@ class MatchNorm(Rule):
 
     weight: float = 1 / 32
 
-    def codes(self, t: "SAETrainer", s: Step) -> Tensor:
+    def codes(self, t: "SAETrainer", s: Step) -> Latents | Tensor:
         return s.model.activation.encode(s.model, s.centred)
 
     def loss(self, t: "SAETrainer", s: Step) -> Tensor:
-        assert isinstance(s.codes, Tensor)
         weighed = s.codes if s.model.rank_by_decoder_norm else s.codes * s.model.W_dec.norm(dim=1)
         norms = (weighed.square().sum(1) + 1e-12).sqrt()
         return s.y.shape[1] * self.weight * (norms - s.x.norm(dim=1)).square().mean()

@@ -111,36 +111,36 @@ def train_sae(
         NotFiniteError: activations with NaN or infinite numbers, or a loss that became so.
         FitError: an SAE whose width is not the site's.
     """
-    one = {"site": site, "site_out": site_out, "architecture": architecture, "d_sae": d_sae, "k": k, "lr": lr}
-    one |= {"seed": seed, "input_norm": input_norm, "rules": tuple(rules), "dead": dead}
+    one: dict[str, Any] = {"site": site, "site_out": site_out, "architecture": architecture, "d_sae": d_sae, "k": k}
+    one |= {"lr": lr, "seed": seed, "input_norm": input_norm, "rules": tuple(rules), "dead": dead}
     wanted = {"sae": one} if saes is None else dict(saes)
     folder = None if out is None else Path(out)
     parallel.join()
     course = _Course(folder, checkpoint_every, loggers, live and parallel.is_first(), progress and parallel.is_first())
+    settings: dict[str, Any] = {"n_tokens": n_tokens, "batch_size": batch_size, "warm_up": warm_up, "decay": decay}
+    settings |= {"precision": precision, "seed": seed}
     with ExitStack() as stack:
         data = open_activations(source, texts, wanted, n_tokens, folder, stack, course.progress)
         recipes = {name: make_recipe(name, entry, data, source) for name, entry in wanted.items()}
-        settings = {
-            "saes": {name: recipe.facts for name, recipe in recipes.items()},
-            "n_tokens": n_tokens,
-            "batch_size": batch_size,
-            "warm_up": warm_up,
-            "decay": decay,
-            "precision": precision,
-            "seed": seed,
-            "rows": data.n_tokens,
-            "texts": data.meta.get("texts"),
-        }
-        finished = None if folder is None else _finished(folder, settings)
-        if finished is None:
-            run = TrainingRun(settings)
-            trained = _train(data, recipes, run, course)
-            if folder is not None and parallel.is_first():
-                _write_result(folder, trained, run)
-            parallel.wait()
-        else:
-            trained, run = finished
+        settings |= {"saes": {name: recipe.facts for name, recipe in recipes.items()}}
+        settings |= {"rows": data.n_tokens, "texts": data.meta.get("texts")}
+        trained, run = _run(data, recipes, settings, course)
     return (trained["sae"] if saes is None else trained), run
+
+
+def _run(
+    data: Activations, recipes: dict[str, Recipe], settings: dict[str, Any], course: _Course
+) -> tuple[dict[str, SAE], TrainingRun]:
+    """Load a finished result, or train and write it."""
+    finished = None if course.out is None else _finished(course.out, settings)
+    if finished is not None:
+        return finished
+    run = TrainingRun(settings)
+    trained = _train(data, recipes, run, course)
+    if course.out is not None and parallel.is_first():
+        _write_result(course.out, trained, run)
+    parallel.wait()
+    return trained, run
 
 
 def _train(data: Activations, recipes: dict[str, Recipe], run: TrainingRun, course: _Course) -> dict[str, SAE]:
@@ -167,7 +167,7 @@ def _train(data: Activations, recipes: dict[str, Recipe], run: TrainingRun, cour
     start, log_every = time.perf_counter(), max(1, n_steps // _LOGGED)
     with tqdm(total=n_steps, initial=step, desc="training", leave=False, disable=not course.progress) as bar:
         while step < n_steps:
-            rows = {site: parallel.share(values) for site, values in next(batches).items()}
+            rows = {site: parallel.share(values) for site, values in dict(next(batches)).items()}
             factor = lr_factor(step, n_steps, settings["warm_up"], settings["decay"])
             step += 1
             logged = step % log_every == 0 or step == n_steps

@@ -13,6 +13,7 @@ from sparselens.sae.dense_step import dense_gradients
 from sparselens.sae.lean_step import AUX, StepResult, Task, Weights, lean_gradients
 from sparselens.sae.rules import Rule, Step, overrides
 from sparselens.sae.sae import SAE
+from sparselens.sae.selection import flat_indices, largest_of_token
 from sparselens.sae.units import Units, measured_units, to_training, to_user
 
 PRECISIONS = ("float32", "bfloat16", "auto")
@@ -175,24 +176,24 @@ class SAETrainer:
         task = Task(choose, signed, model.subtract_b_dec, self.prefixes, self.half, self.aux_weight)
         grads, seen = lean_gradients(w, s.x, s.y, task, self.to_revive(s))
         if self.second is not None:
-            grads = self._with_second(grads, w, s, task)
+            self._add_second(grads, w, s, task)
         names = {"W_enc": grads.enc, "b_enc": grads.b_enc, "W_dec": grads.dec, "b_dec": grads.b_dec}
         for name, grad in (names | {"W_skip": grads.skip}).items():
             if name in self.leaves:
                 self.leaves[name].grad = grad
         return seen
 
-    def _with_second(self, grads: Weights, w: Weights, s: Step, task: Task) -> Weights:
+    def _add_second(self, grads: Weights, w: Weights, s: Step, task: Task) -> None:
         """Add the gradients of a reconstruction from more latents."""
-        from sparselens.sae.selection import flat_indices, largest_of_token
-
         k, weight = self.second  # type: ignore[misc]
 
         def choose(pre: Tensor) -> Tensor:
             return flat_indices(largest_of_token(pre, k, task.signed), pre.shape[1]).flatten()
 
         more, _ = lean_gradients(w, s.x, s.y, task._replace(choose=choose))
-        return Weights(*(a if b is None else a.add_(b, alpha=weight) for a, b in zip(grads, more, strict=True)))
+        for mine, added in zip(grads, more, strict=True):
+            if mine is not None and added is not None:
+                mine.add_(added, alpha=weight)
 
     def to_revive(self, s: Step) -> Tensor | None:
         """Latents to train on what is left over: those a rule names, else the dead ones."""

@@ -11,7 +11,6 @@ from sparselens.errors import InputError
 from sparselens.sae.norms import InputNorm
 from sparselens.sae.sae import SAE
 
-
 _MATRICES = ("W_enc", "W_dec")
 
 

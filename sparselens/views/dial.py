@@ -1,7 +1,7 @@
 """`SparsityDial`: what a sparsity costs and what it saves, at the settings that were measured."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -165,25 +165,31 @@ class SparsityDial(View):
         head = f'<div style="font-weight:600">{escape(self.title, 200)}</div>' if self.title else ""
         head += f'<div style="{_NOTE}">{escape(self.note, 400)}</div>' if self.note else ""
         for dpi, rows in ((100, 200), (72, 60), (0, 30), (0, 6)):
-            shown = picture(self.figure(), alt[:400], dpi) if dpi else ""
+            shown = picture(replace(self, title=None).figure(), alt[:400], dpi) if dpi else ""
             html = fragment(head + shown + self._table(rows))
             if len(html.encode()) <= max_bytes:
                 break
         return html
 
     def _table(self, most: int) -> str:
+        import pandas as pd
+
         metrics = self.metrics
         heads = ["method", "sparsity", *(m.title + (f", {m.unit}" if m.unit else "") for m in metrics)]
         styles = ["text-align:left", *["text-align:right"] * (len(heads) - 1)]
         row = "".join(f'<th style="padding:3px 14px 3px 0;font-weight:600;{style}">{escape(head)}</th>'
                       for style, head in zip(styles, heads, strict=True))
         body = [row]
-        for setting in self.frame.head(most).to_dict("records"):
+        settings = self.frame
+        if self.dense:  # where all methods start: once is enough
+            start = {"method": "dense", "sparsity": 0.0, **{m.key: self.dense.get(m.key, np.nan) for m in metrics}}
+            settings = pd.concat([pd.DataFrame([start]), settings[settings["sparsity"] > 0]])
+        for setting in settings.head(most).to_dict("records"):
             cells = [f'<td style="{_CELL.replace("right", "left", 1)}">{escape(setting["method"], 60)}</td>',
                      f'<td style="{_CELL}">{100 * setting["sparsity"]:.3g} %</td>']
             cells += [f'<td style="{_CELL}">{_shown(setting[m.key], m)}</td>' for m in metrics]
             body.append("".join(cells))
-        left = len(self.frame) - most
+        left = len(settings) - most
         more = f'<div style="{_NOTE}">… and {left:,} more settings: see .to_frame()</div>' if left > 0 else ""
         rows = "".join(f'<tr style="{TABLE_ROW}">{cells}</tr>' for cells in body)
         return f'<table style="{TABLE}">{rows}</table>{more}'

@@ -30,6 +30,7 @@ class NetworkWidget(ViewWidget):
     names = traitlets.List(traitlets.Unicode(), read_only=True).tag(sync=True)
     nodes = traitlets.List(traitlets.List(), read_only=True).tag(sync=True)
     labels = traitlets.List(traitlets.Unicode(), read_only=True).tag(sync=True)
+    captions = traitlets.List(traitlets.Unicode(), read_only=True).tag(sync=True)
     colours = traitlets.List(traitlets.Unicode(), read_only=True).tag(sync=True)
     named = traitlets.List(traitlets.Int(), read_only=True).tag(sync=True)
     xy = traitlets.Bytes(read_only=True).tag(sync=True)
@@ -52,6 +53,7 @@ class NetworkWidget(ViewWidget):
             "names": [clean(name) for name in view.ends],
             "nodes": [list(node) for node in graph.nodes],
             "labels": [clean(view.label(feature), 120) for _, feature in graph.nodes],
+            "captions": [clean(view.caption(i)) for i in range(len(graph.nodes))],
             "colours": [graph.classes.colours[code] for code in graph.classes.codes],
             "named": view.named,
             "xy": np.ascontiguousarray(graph.xy, dtype="<f4").tobytes(),

@@ -26,6 +26,7 @@ PAIR = ("feature_a", "feature_b", "npmi", "support")
 DRAWN = 250  # pairs in the picture and in the live view
 ROWS = 30  # pairs in the static table
 _ROUNDS = 150
+_APART, _WIDE = 1.8, 1.25  # room between parts of the network, in steps between nodes; how wide the rows are
 _NAMED, _CAPTION = 24, 28
 _PAD, _LETTER = 40, 6  # pixels around the picture, and of a letter's width in it
 _NOTE = "font-size:12px;opacity:.7"
@@ -142,7 +143,7 @@ class CorrelationNetwork(View):
         edges = np.array([[index[a], index[b]] for a, b in ends], dtype=np.int64).reshape(-1, 2)
         parts = np.array([side for side, _ in nodes]) if self.names else _parts(len(nodes), edges)
         names = list(self.names) if self.names else [f"part {i}" for i in range(parts.max(initial=-1) + 1)]
-        return Graph(nodes, edges, spring(len(nodes), edges), numbered(parts, names))
+        return Graph(nodes, edges, places(len(nodes), edges), numbered(parts, names))
 
     def to_html(self, max_bytes: int = STATIC_BYTES) -> str:
         """Return the picture, with a table of the first 30 pairs and texts to unfold."""
@@ -168,7 +169,7 @@ class CorrelationNetwork(View):
     def caption(self, node: int) -> str:
         """A node's feature with its description, in up to 28 characters."""
         feature = self.graph.nodes[node][1]
-        text = f"{feature} {self.label(feature)}".strip()
+        text = f"{feature} {self.label(feature).removeprefix('fires on: ')}".strip()  # what all of them begin with
         return text if len(text) <= _CAPTION else text[: _CAPTION - 1] + "…"
 
     @cached_property
@@ -252,8 +253,35 @@ def _parts(n: int, edges: np.ndarray) -> np.ndarray:
     return rank[parts]
 
 
+def places(n: int, edges: np.ndarray) -> np.ndarray:
+    """Places for n nodes: each connected part laid out by `spring`, the parts side by side in rows, largest first.
+
+    Args:
+        n: number of nodes.
+        edges: int `[m, 2]`.
+
+    Returns:
+        float32 `[n, 2]`.
+    """
+    xy = np.zeros((n, 2), dtype=np.float32)
+    parts = _parts(n, edges)
+    sides = np.sqrt(np.bincount(parts)) + _APART
+    width = max(_WIDE * float(np.sqrt((sides**2).sum())), float(sides.max(initial=0)))
+    left = top = height = 0.0
+    for part, side in enumerate(sides.tolist()):
+        if left + side > width:
+            left, top, height = 0.0, top + height, 0.0
+        inside = np.flatnonzero(parts == part)
+        own = np.isin(edges[:, 0], inside)
+        local = spring(len(inside), np.searchsorted(inside, edges[own]))
+        low, span = local.min(axis=0), np.ptp(local, axis=0).max() or 1.0
+        xy[inside] = [left, -top - side] + (local - low) / span * (side - _APART)
+        left, height = left + side, max(height, side)
+    return xy
+
+
 def spring(n: int, edges: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Places for n nodes: lines pull, nodes push each other off (Fruchterman and Reingold, 1991), the middle pulls.
+    """Places for connected nodes: lines pull, nodes push each other off (Fruchterman and Reingold, 1991).
 
     Args:
         n: number of nodes.
@@ -263,16 +291,16 @@ def spring(n: int, edges: np.ndarray, seed: int = 0) -> np.ndarray:
     Returns:
         float32 `[n, 2]`.
     """
-    places = np.random.default_rng(seed).uniform(-1, 1, (n, 2))
+    xy = np.random.default_rng(seed).uniform(-1, 1, (n, 2))
     ideal = 2 / np.sqrt(max(n, 1))
     for reach in np.linspace(0.2, 0.002, _ROUNDS):
-        apart = places[:, None] - places[None]
+        apart = xy[:, None] - xy[None]
         distance = np.sqrt((apart**2).sum(-1)) + 1e-9
-        force = (apart * (ideal**2 / distance**2)[..., None]).sum(1) - 0.6 * ideal * places
-        pulled = places[edges[:, 1]] - places[edges[:, 0]]
-        pulled *= 0.4 * (np.sqrt((pulled**2).sum(-1)) / ideal)[:, None]
+        force = (apart * (ideal**2 / distance**2)[..., None]).sum(1)
+        pulled = xy[edges[:, 1]] - xy[edges[:, 0]]
+        pulled *= (np.sqrt((pulled**2).sum(-1)) / ideal)[:, None]
         np.add.at(force, edges[:, 0], pulled)
         np.add.at(force, edges[:, 1], -pulled)
         length = np.sqrt((force**2).sum(-1))[:, None] + 1e-9
-        places = places + force / length * np.minimum(length, reach)
-    return places.astype(np.float32)
+        xy = xy + force / length * np.minimum(length, reach)
+    return xy.astype(np.float32)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import matplotlib.axes
     import matplotlib.figure
 
+_ROW = 0.82  # height of a full bar, of the distance between rows
 _WORST = 1e-12  # below it an error is drawn as this much; it has no logarithm otherwise
 
 
@@ -82,6 +83,7 @@ def allocation_bars(
     *,
     label: str = "sparsity",
     target: SupportsFloat | None = None,
+    top: SupportsFloat = 1.0,
     title: str = "",
 ) -> "matplotlib.axes.Axes":
     """Draw how much of something each linear layer gets: a row of bars for each projection, a bar for each block.
@@ -92,6 +94,7 @@ def allocation_bars(
         ax: axes to draw into.
         label: what the bars are.
         target: the overall share, drawn as a dashed line in each row.
+        top: the share that fills a row.
         title: a heading.
 
     Raises:
@@ -99,22 +102,25 @@ def allocation_bars(
         NotFiniteError: a value is NaN or infinite.
     """
     shares = _shares(values, names)
+    if not float(top) > 0:
+        raise InputError(f"top={float(top):g} must be above 0: it is the share that fills a row.")
+    unit = _ROW / float(top)
     ax = _axes(ax, 7.0, 0.6 + 0.55 * len(names))
     blocks = np.arange(len(shares))
     for row in range(len(names)):
         base = len(names) - 1 - row
         colour = COLOURS[0] if row % 2 == 0 else COLOURS[5]
-        ax.bar(blocks, 0.82 * shares[:, row], bottom=base, width=0.8, color=colour)
+        ax.bar(blocks, np.minimum(unit * shares[:, row], _ROW), bottom=base, width=0.8, color=colour)
         ax.axhline(base, color="0.6", linewidth=0.6)
         if target is not None:
             said = None if row else f"{float(target):.0%} overall"
-            ax.axhline(base + 0.82 * float(target), color="0.2", linewidth=0.8, linestyle="--", label=said)
+            ax.axhline(base + unit * float(target), color="0.2", linewidth=0.8, linestyle="--", label=said)
         mean = f"{shares[:, row].mean():.0%}"
         ax.annotate(mean, (1.01, base + 0.4), xycoords=("axes fraction", "data"), fontsize=9, va="center")
     ax.set_yticks([len(names) - 1 - row + 0.4 for row in range(len(names))], names, parse_math=False)
     ax.annotate("mean", (1.01, len(names) + 0.05), xycoords=("axes fraction", "data"), fontsize=8, color="0.4")
     ax.set(xlim=(-0.7, len(shares) - 0.3), ylim=(0, len(names)), xlabel="block")
-    ax.set_ylabel(f"{plain(label)}, 0 to 100 % in each row", fontsize=9)
+    ax.set_ylabel(f"{plain(label)}, 0 to {float(top):.0%} in each row", fontsize=9)
     _whole(ax)
     ax.set_title(plain(title), loc="left", fontsize=10)
     if target is not None:

@@ -1,7 +1,7 @@
 """`embed` against interp_embed 0.1 (the package of the paper) in an interpreter of its own, and against its loop.
 
-    python tests/benchmarks/bench_interp_embed.py                                  # against the loop, rewritten below
-    python tests/benchmarks/bench_interp_embed.py --interp-embed v/bin/python      # against it; writes interp_embed.json
+    python tests/benchmarks/bench_interp_embed.py                               # against the loop, rewritten below
+    python tests/benchmarks/bench_interp_embed.py --interp-embed v/bin/python   # against it; writes interp_embed.json
 
 Same packaged model, shipped SAE and texts (answers that come with the project, as they are and six in one), pooled
 over all tokens, since interp_embed leaves none out. Each side runs in a process of its own on one thread. CPU seconds
@@ -60,7 +60,8 @@ OURS = """
 import sparselens as sl
 m, sae = sl.load_model(), sl.SAE.load(sae_folder)
 sae.metadata.pop("max_norm")  # interp_embed knows no domain
-measured(lambda t, name: sl.embed(t, m, sae, out + "/" + name, skip_first=False, progress=False).matrix, int(sys.argv[5]))
+settings = {"skip_first": False, "progress": False}
+measured(lambda t, name: sl.embed(t, m, sae, out + "/" + name, **settings).matrix, int(sys.argv[5]))
 """
 
 # What `Dataset` of interp_embed does, without its own code: texts by eight as they come, padded on the right, the whole

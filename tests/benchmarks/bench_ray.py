@@ -1,7 +1,7 @@
 """`embed(engine="ray")` on 1, 2 and 4 workers of this machine: what differs from a run without, and the cost.
 
-The packaged model and the shipped SAE, in blocks of eight texts. With fewer processors than workers a document costs more
-of each worker's time; the result must not change.
+The packaged model and the shipped SAE, in blocks of eight texts. With fewer processors than workers a document costs
+more of each worker's time; the result must not change.
 """
 
 import logging

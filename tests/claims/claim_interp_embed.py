@@ -71,8 +71,8 @@ def _rule_of_thumb() -> dict:
         frame = sl.diff(*(embedding_of(random.random((100, FEATURES)) < rate) for _ in range(2))).frame
         over.append(int((frame["difference"] > 0.03).sum()))
         sure.append(int((frame["q_value"] < 0.05).sum()))
-    return {"paper": PAPER, "claim": "added here: where two sets do not differ nothing is found, unlike with the paper's "
-                                     "rule, a difference above 0.03",
+    return {"paper": PAPER, "claim": "added here: where two sets do not differ nothing is found, unlike with the "
+                                     "paper's rule, a difference above 0.03",
             "data": f"{FEATURES:,} features of equal rates, 100 documents a side", "seeds": 5,
             "baseline": f"{np.mean(over):.0f} features above 0.03", "result": f"{np.mean(sure):.1f} at q < 0.05",
             "spread": f"{min(sure)} to {max(sure)}", "holds": max(sure) <= 2}
@@ -148,5 +148,6 @@ def _voices() -> dict:
                                      "first 10 tell the voice of other answers (accuracy at least 0.9)",
             "data": f"answers to {ANSWERS} prompts in two voices, read by the packaged model", "seeds": 1,
             "baseline": f"random splits: at most {max(nothing)}",
-            "result": f"{len(strong)} features; accuracy {accuracy:.3f} on prompts held out", "spread": "5 random splits",
+            "result": f"{len(strong)} features; accuracy {accuracy:.3f} on prompts held out",
+            "spread": "5 random splits",
             "holds": bool(len(strong) >= 10 and max(nothing) <= 2 and accuracy >= 0.9)}

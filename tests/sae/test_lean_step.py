@@ -40,7 +40,8 @@ def dense_reference(
         again = auxiliary_codes(pre[:, revive], y.shape[1], task.signed)
         loss = loss + task.aux * (errors[-1].detach() + again @ leaves.dec[revive]).square().sum() / len(x)
     loss.backward()
-    return Weights(*(None if leaf is None else leaf.grad for leaf in leaves)), errors[-1].detach().square().sum() / len(x)
+    squared = errors[-1].detach().square().sum() / len(x)
+    return Weights(*(None if leaf is None else leaf.grad for leaf in leaves)), squared
 
 
 def worst(mine: Weights, truth: Weights) -> float:

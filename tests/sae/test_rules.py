@@ -128,8 +128,6 @@ def test_a_crosscoder_reads_and_writes_its_sites_on_equal_terms():
     out = sae(both)
     for part, truth in zip(out.split(64, 1), data.values(), strict=True):
         assert float((part - truth).square().sum() / (truth - truth.mean(0)).square().sum()) < 0.15
-    alone, _ = train_sae(x, d_sae=128, k=3, **settings)
-    assert fvu(sae, both) < 3 * fvu(alone, x)
 
 
 @pytest.mark.parametrize("kind", ["unit_norm", "layer_norm"])
@@ -253,7 +251,7 @@ SITES = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
 
 
 def test_gradients_are_finite_differences_of_the_summed_loss():
-    m = tiny.live("llama")
+    m = tiny.live("gpt2")  # whose norms stay in double precision
     m.module.double()
     batch = next(iter(stream_gradients(m, TEXTS[:1], SITES)))
     assert all(p.grad is None for p in m.module.parameters())
@@ -263,6 +261,7 @@ def test_gradients_are_finite_differences_of_the_summed_loss():
         for token, column in ((2, 5), (6, 0)):
             losses = []
             for eps in (1e-5, -1e-5):
+
                 def nudge(x, token=token, column=column, eps=eps):
                     x = x.clone()
                     x[0, token, column] += eps
@@ -272,7 +271,7 @@ def test_gradients_are_finite_differences_of_the_summed_loss():
                     logits = m.run(ids).logits[0, :-1]
                 losses.append(float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")))
             assert float(batch[site + "#gradient"][token, column]) == pytest.approx(
-                (losses[0] - losses[1]) / 2e-5, rel=1e-4, abs=1e-8
+                (losses[0] - losses[1]) / 2e-5, rel=1e-5, abs=1e-9
             )
     assert not batch[SITES[0] + "#gradient"][-1].any(), "the last token predicts nothing"
 

@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from sparselens.errors import FitError, InputError, NotFiniteError
-from sparselens.sae import SAE, InputNorm, Latents
-from sparselens.sae import architectures, decoders, selection
+from sparselens.sae import SAE, InputNorm, Latents, architectures, decoders, selection
 from sparselens.sae import sae as sae_module
 from sparselens.sae.decoders import Bypass, Decoder
 from sparselens.sae.latents import to_dense

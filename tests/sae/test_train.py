@@ -17,6 +17,7 @@ from sparselens.sae.trainer import SAETrainer
 from tests import tiny
 from tests.sae.synthetic import QUIET, planted
 
+
 def recovery(directions: torch.Tensor, sae: SAE) -> float:
     """Mean over planted directions of the largest cosine with a decoder row."""
     rows = sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True)

@@ -57,10 +57,9 @@ function buildPicture(model, graph, change) {
     const mark = node.side
       ? shape("rect", { x: x - 6, y: y - 6, width: 12, height: 12, fill: node.colour })
       : shape("circle", { cx: x, cy: y, r: 6, fill: node.colour });
-    const text = nameOf(node);
-    const name = shape("text", { x, y: y - 10 }, text.length > 28 ? text.slice(0, 27) + "…" : text);
+    const name = shape("text", { x, y: y - 10 }, visible(model.get("captions")[node.i]));
     if (!named.has(node.i)) name.setAttribute("class", "sl-rare");
-    group.append(shape("title", {}, text), mark, name);
+    group.append(shape("title", {}, nameOf(node)), mark, name);
     return group;
   });
   svg.append(...lines, ...dots);
