@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["activation", "attach", "datasets", "embeddings", "errors", "measure", "models", "sae", "views"],
     submod_attrs={
-        "activation": ["CATS", "RandomChannels", "TEAL", "WINA", "calibrate"],
+        "activation": ["CATS", "RSparse", "RandomChannels", "TEAL", "WINA", "calibrate"],
         "attach": ["ablate", "edit", "replace", "steer"],
         "embeddings": [
             "ChatAPI", "KeywordJudge", "LocalJudge", "LocalLabeler", "SAEEmbedder", "SAEEmbedding", "cluster",

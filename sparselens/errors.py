@@ -25,7 +25,7 @@ class FileFormatError(SparselensError, ValueError):
 
 
 class FetchError(SparselensError, OSError):
-    """A model or file could not be fetched, and no copy is at hand."""
+    """A model, a file or an answer could not be fetched, and no copy is at hand."""
 
 
 class NotFiniteError(SparselensError, ValueError):

@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "cats": ["CATS"],
         "channels": ["Channels"],
         "linears": ["Linear", "linears"],
+        "r_sparse": ["RSparse"],
         "sparse_linear": ["SparseLinear"],
         "sparsifier": ["Sparsifier"],
         "transform": ["Orthogonal"],

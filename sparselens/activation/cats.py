@@ -59,7 +59,7 @@ class CATS(Sparsifier):
         ups = {linear.layer: linear for linear in linears(model) if linear.proj == "up"}
         downs = [linear for linear in linears(model, at) if linear.proj == "down"]
         if not downs:
-            raise FitError(f"CATS acts on the inputs of the down projections, such as {PROJECTIONS['down'][10:]}: "
+            raise FitError(f"CATS acts on the inputs of the down projections, such as {PROJECTIONS['down'].replace('{i}', '0')}: "
                            "none of them is among the sites given as `at`.")
         share = self.shares(model, downs)
         slot = _Slot(activation_function(model))

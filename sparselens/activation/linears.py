@@ -178,3 +178,8 @@ def column_norms(weight: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "d_in"]:
     """L2 norm of each column of `W`, which belongs to one input channel, in float32."""
     dtype = torch.promote_types(weight.dtype, torch.float32)
     return torch.linalg.vector_norm(weight, dim=0, dtype=dtype).float()
+
+
+def stamp(weight: Tensor) -> tuple[int, int]:
+    """Differs when a tensor has been exchanged, moved, or changed in place (by other means than `.data`)."""
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version

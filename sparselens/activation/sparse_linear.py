@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparselens.activation.gates import Gate, TopK, channel_scores
 from sparselens.activation.kernels import Columns
-from sparselens.activation.linears import Linear, column_norms
+from sparselens.activation.linears import Linear, column_norms, stamp
 from sparselens.activation.window import Window
 from sparselens.models.engine import Context, Edit, Swap
 
@@ -78,11 +78,9 @@ class SparseLinear:
         """Drop what was made of another weight than that in place."""
         module = self.linear.module
         weight = module._parameters.get("weight")  # this runs for every layer and token, and is quicker than .weight
-        if weight is None:
-            weight = module.weight  # type: ignore[assignment]
-        stamp = (weight.data_ptr(), weight._version)  # type: ignore[union-attr]
-        if stamp != self._stamp:
-            self._stamp, self._scale, self._columns = stamp, None, None
+        now = stamp(module.weight if weight is None else weight)  # type: ignore[arg-type]
+        if now != self._stamp:
+            self._stamp, self._scale, self._columns = now, None, None
 
     def scores(
         self, x: Float[Tensor, "*batch d_in"], at: Int[Tensor, "*batch"] | None = None

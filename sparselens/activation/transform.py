@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sparselens.activation.linears import PROJECTIONS, Linear, linears
+from sparselens.activation.linears import PROJECTIONS, Linear, linears, stamp
 from sparselens.attach import Sites
 from sparselens.errors import FitError
 from sparselens.models.engine import Change, Context, Edit, Weight
@@ -97,12 +97,12 @@ _MADE: "weakref.WeakKeyDictionary[nn.Module, tuple[tuple, Rotation]]" = weakref.
 def rotation(model: LiveModel) -> Rotation:
     """The transform of a model with the weights it has now. Raises `FitError` as `Orthogonal` says."""
     parts = _Parts(model)
-    stamp = tuple((p.data_ptr(), p._version) for module in parts.modules for p in module.parameters())
-    if model.module not in _MADE or _MADE[model.module][0] != stamp:
+    now = tuple(stamp(parameter) for module in parts.modules for parameter in module.parameters())
+    if model.module not in _MADE or _MADE[model.module][0] != now:
         with torch.no_grad():
             made = _make(parts)
         _probe(model, made)
-        _MADE[model.module] = stamp, made
+        _MADE[model.module] = now, made
     return _MADE[model.module][1]
 
 

@@ -63,6 +63,14 @@ def test_weighted_scores_are_optimal_for_orthogonal_columns(seed, k):
     assert (error(weight, x, wina) <= error(weight, x, teal) + 1e-9).all()
 
 
+def test_on_any_weight_the_weighted_choice_wins_on_average_but_not_always():
+    weight = torch.randn(OUT, IN, dtype=torch.float64) * torch.rand(IN, dtype=torch.float64).mul(2).add(0.1)
+    x = torch.randn(2000, IN, dtype=torch.float64)
+    wina, teal = (error(weight, x, TopK(4).keep(channel_scores(x, s))) for s in (column_norms(weight), None))
+    assert wina.mean() < 0.95 * teal.mean()
+    assert 0 < (wina > teal).double().mean() < 0.3
+
+
 def test_equal_norms_make_the_scores_agree():
     weight = orthogonal_columns(0)
     weight /= weight.norm(dim=0)

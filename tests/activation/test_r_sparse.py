@@ -381,7 +381,7 @@ def test_views(m):
     assert list(budgets.to_frame()["proj"][:7]) == list(PROJECTIONS)
     assert "R-Sparse" in budgets._repr_html_()
     image = budgets.plot().images[0].get_array()
-    assert image.shape == (7, 3) and image[0].tolist() == [0.2] * 3
+    assert image.shape == (7, 3) and image[0].tolist() == pytest.approx([0.2] * 3)
 
 
 def test_bad_layers_of_a_landscape(m):

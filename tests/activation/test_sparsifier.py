@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import sparselens as sl
-from sparselens.activation.gates import n_kept
+from sparselens.activation.gates import TopK, n_kept
 from sparselens.activation.linears import linears
 from sparselens.errors import FitError, InputError, SiteError
 from sparselens.models.engine import Swap
@@ -62,6 +62,14 @@ def test_bias_and_conv1d_by_hand():
         assert torch.allclose(y, masked(x, 16, linear.weight.norm(dim=0)) @ linear.weight.T + linear.bias, atol=1e-5)
 
 
+def test_no_channel_at_all_leaves_the_bias():
+    m = tiny.live("gpt2")
+    for one in sl.TEAL(0.5).layers(m)[:3]:
+        one.gate, x = TopK(0), torch.randn(1, 1, one.linear.d_in)
+        for y in (one.product(x, one.keep(x), one.linear.module), one.row(x)):
+            assert torch.allclose(y, one.linear.bias.detach().expand_as(y), atol=1e-6)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "gemma", "gemma2", "qwen3", "mixtral"])
 def test_sparsity_0_is_dense_bit_for_bit_and_installs_nothing(family):
     m = tiny.live(family)
@@ -73,8 +81,11 @@ def test_sparsity_0_is_dense_bit_for_bit_and_installs_nothing(family):
         with m.attach(thing):
             assert torch.equal(m.run(TEXTS).logits, clean)
     # K = d_in goes through the whole of the sparse computation, and is dense too
-    with m.attach(sl.TEAL(1e-9, dense_prefix=0)):
-        assert torch.equal(m.run(TEXTS).logits, clean)
+    for thing in things:
+        thing.sparsity, thing.dense_prefix = 1e-9, 0
+        assert len(thing.edits(m)) > 2
+        with m.attach(thing):
+            assert torch.equal(m.run(TEXTS).logits, clean)
 
 
 @pytest.mark.parametrize("name", EVERY)
