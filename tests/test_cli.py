@@ -174,7 +174,10 @@ def test_as_a_module_interrupted_and_gone_on_with(place, tmp_path):
     line = [sys.executable, "-m", "sparselens", "embed", str(tmp_path / "many.parquet"), "--model",
             str(place / "model"), "--sae", str(place / "sae"), "--out", str(tmp_path / "out")]
     env = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # where the tests run in the background the signal is ignored, and a child inherits that
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    with subprocess.Popen(line, env=env, preexec_fn=heed, **pipes) as process:
         deadline = time.monotonic() + 60
         while len(list(tmp_path.glob("out/block-*"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)

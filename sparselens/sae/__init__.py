@@ -5,7 +5,6 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "abstopk": ["Bidirectionality", "Poles", "Twins", "bidirectionality", "pair_twins", "poles"],
         "activations": ["Activation", "FeatureChoice"],
         "decoders": ["Bypass", "Decoder"],
         "estimate": ["TrainingEstimate", "estimate_training"],
