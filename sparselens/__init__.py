@@ -12,12 +12,17 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "attach": ["ablate", "edit", "replace", "steer"],
         "embeddings": [
             "ChatAPI", "KeywordJudge", "LocalJudge", "LocalLabeler", "SAEEmbedder", "SAEEmbedding", "cluster",
-            "concept_map", "correlate", "diff", "embed", "feature_card", "hypothesize", "label_features", "relabel_features",
-            "retrieve", "select", "trend", "verify_hypotheses",
+            "concept_map", "correlate", "diff", "embed", "feature_card", "hypothesize", "label_features",
+            "relabel_features", "retrieve", "select", "trend", "verify_hypotheses",
         ],
         "measure": ["compare", "fidelity", "sweep"],
         "models": ["LiveModel", "load_model", "wrap"],
-        "sae": ["SAE", "Latents", "load_transcoders", "save_transcoders", "train_sae"],
+        "sae": [
+            "AuxZipf", "BiasAdaptation", "FeatureChoice", "GaussianPrior", "GradTopK", "Latents", "Matryoshka",
+            "Resample", "SAE", "TopAFA", "bidirectionality", "estimate_training", "influence", "load_transcoders",
+            "pair_twins", "poles", "quasi_orthogonality", "recovery", "save_transcoders", "seed_consistency",
+            "selection_churn", "selection_overlap", "train_sae", "zf",
+        ],
         "views": ["token_view"],
     },
 )

@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--articles", type=int, default=6)
-    parser.add_argument("--bf16", action="store_true", help="harvest with bfloat16 products, where the processor has them")
+    parser.add_argument("--bf16", action="store_true", help="harvest with bfloat16 products, where there are any")
     parser.add_argument("--default", action="store_true", help="make it the model's default SAE")
     args = parser.parse_args()
     m = sl.load_model(MODEL)

@@ -59,8 +59,8 @@ class CATS(Sparsifier):
         ups = {linear.layer: linear for linear in linears(model) if linear.proj == "up"}
         downs = [linear for linear in linears(model, at) if linear.proj == "down"]
         if not downs:
-            raise FitError(f"CATS acts on the inputs of the down projections, such as {PROJECTIONS['down'].replace('{i}', '0')}: "
-                           "none of them is among the sites given as `at`.")
+            raise FitError("CATS acts on the inputs of the down projections, such as blocks.0.mlp.hook_post: none of "
+                           "them is among the sites given as `at`.")
         share = self.shares(model, downs)
         slot = _Slot(activation_function(model))
         return [_Down(down, ups[down.layer], self.gate_for(down, share[down.site]), slot)

@@ -70,8 +70,8 @@ class Cost:
         if counted and before:
             row |= _difference(before, counted)
         if len(answers) != len(prompts):
-            raise InputError(f"{name_of(respond)} was given {len(prompts)} prompts and returned {len(answers)} answers; "
-                             "it must return one each, in order.")
+            raise InputError(f"{name_of(respond)} was given {len(prompts)} prompts and returned {len(answers)} "
+                             "answers; it must return one each, in order.")
         self._add(stage, row)
         return answers
 

@@ -170,8 +170,9 @@ class ChatAPI:
             if attempt < self.retries:
                 backoff = min(_LONGEST_WAIT, 2.0**attempt) * random.uniform(0.5, 1)
                 time.sleep(backoff if wait is None else min(wait, _LONGEST_WAIT))
+        kept = f"kept in {self.cache}" if self.cache else "lost, since there is no cache"
         raise FetchError(f"{self.name} gave no answer in {self.retries + 1} tries ({fault}). Answers so far are "
-                         f"{'kept in ' + str(self.cache) if self.cache else 'lost, since there is no cache'}.") from None
+                         f"{kept}.")
 
     def _send(self, body: dict[str, Any]) -> Any:
         request = urllib.request.Request(f"{self.base_url}/chat/completions", data=json.dumps(body).encode(),
@@ -184,8 +185,8 @@ class ChatAPI:
     def _key(self) -> str:
         key = os.environ.get(self.key_env or "", "").strip()
         if not key:
-            raise InputError(f"the environment variable {self.key_env} is not set: put the key for {self.base_url} into "
-                             "it, or pass key_env=None for a server that needs none.")
+            raise InputError(f"the environment variable {self.key_env} is not set: put the key for {self.base_url} "
+                             "into it, or pass key_env=None for a server that needs none.")
         return key
 
     def _strike_out(self, text: str) -> str:

@@ -202,7 +202,7 @@ class DatasetDiff:
         Raises:
             InputError: no feature fires.
         """
-        from sparselens.views import diff_view
+        from sparselens.views.diff_view import diff_view
 
         if not len(self):
             raise InputError("no feature fires in either set: there is nothing to look at.")

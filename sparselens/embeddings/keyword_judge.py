@@ -15,8 +15,8 @@ _MARKS = re.compile(r"<<(.*?)>>", re.DOTALL)
 class KeywordJudge:
     """Says yes where a pattern occurs in the text; where a text has marks << so >>, only inside of them.
 
-    Without a pattern for a statement, the quoted words in it are looked for, case ignored: "fires on: ' sir', ' madam'",
-    as descriptions without labels have them, holds for a text with either word.
+    Without a pattern for a statement, the quoted words in it are looked for, case ignored: "fires on: ' sir', ' ma'",
+    as descriptions without labels are, holds for a text with either word.
 
     Args:
         patterns: statement -> regular expression, case ignored.

@@ -104,9 +104,9 @@ def label_features(
 ) -> FeatureLabels:
     """Have features labelled from `k` texts in which they fire, marked << so >>, and `k` in which they do not.
 
-    The texts in which a feature fires are drawn at random from the strongest. With a judge each label is scored on other
-    texts than it was made from, k of each kind again; a feature that fires in fewer than 2 k texts has half of them for
-    each.
+    The texts in which a feature fires are drawn at random from the strongest. With a judge each label is scored on
+    other texts than it was made from, k of each kind again; a feature that fires in fewer than 2 k texts has half of
+    them for each.
 
     Args:
         emb: embedded texts.
@@ -230,8 +230,8 @@ def relabel_features(
     for other in rest:
         check_comparable(target, other)
         if len(other) != len(target):
-            raise InputError(f"the target has {len(target)} rows and another set {len(other)}: relabelling compares row "
-                             "with row, such as answers to the same prompts.")
+            raise InputError(f"the target has {len(target)} rows and another set {len(other)}: relabelling compares "
+                             "row with row, such as answers to the same prompts.")
     if not rest:
         raise InputError("give at least one other set.")
     chosen = [target._feature(int(f)) for f in np.atleast_1d(features).tolist()]

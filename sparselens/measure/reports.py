@@ -20,13 +20,15 @@ from sparselens.measure.metrics import (
     top1_per_token,
 )
 from sparselens.models.batches import Batch, as_texts
-from sparselens.models.engine import Weight
+from sparselens.models.engine import Context, Weight
+from sparselens.models.sites import split
 
 if TYPE_CHECKING:
     import pandas
 
     from sparselens.models.live import LiveModel
 
+MASK = "blocks.{i}.attn.hook_mask"
 BATCH_TOKENS = 1024  # two sets of logits are held at once: 400 MB for a vocabulary of 50,000
 
 
@@ -75,7 +77,7 @@ class Report:
         ce_zero, ce_mean: cross-entropy when the tokens on which the dictionary acts, without the first of a row, are
             set to zero, or to their mean.
         sparsity: share of what the attachment acts on that it leaves out: of the weights of the blocks' linear
-            layers for a sparsifier, of the latents for a dictionary.
+            layers for a sparsifier, of the latents for a dictionary, of the pairs of tokens for edits of masks.
         weight_bytes, weight_bytes_dense: bytes of weights that one decoded token needs, and would without the
             attachment; of the linear layers and the unembedding.
         flops, flops_dense: their floating point operations.
@@ -231,6 +233,23 @@ class _Mean:
         return self.total / self.count
 
 
+class _Pairs:
+    """Pairs of tokens that edits of attention masks leave, of those that causality and padding do."""
+
+    def __init__(self) -> None:
+        self.kept, self.all = 0, 0
+
+    def before(self, keep: Tensor, _context: Context) -> None:
+        self.base = keep
+
+    def after(self, keep: Tensor, context: Context) -> None:
+        base = self.base
+        if context.mask is not None:  # padding looks at nothing that counts
+            base = base & context.mask.to(base.device)[:, None, :, None]
+        self.all += int(base.sum())
+        self.kept += int((keep & base).sum())
+
+
 class _Case:
     """The running sums of one attachment."""
 
@@ -244,6 +263,11 @@ class _Case:
         self.sites = tuple(dict.fromkeys(e.site for e in changes_of(thing, m, at) if not isinstance(e, Weight)))
         # one site only: over several there is no one l0 or mean
         self.dictionary: Any = _dictionary(thing) if len(self.sites) == 1 else None
+        masks = self.sites and all(split(site)[0] == MASK for site in self.sites)
+        self.pairs = _Pairs() if masks and not self.counted else None
+        if self.pairs is not None:
+            sites = list(self.sites)
+            self.thing = [edit(sites, self.pairs.before), *self.thing, edit(sites, self.pairs.after)]
         self.ce, self.kl, self.top1, self.ce_zero, self.ce_mean = (_Mean() for _ in range(5))
         if self.dictionary is not None:
             self.fvu, self.active = FvuSum(), ActiveSum(self.dictionary.d_sae)
@@ -298,6 +322,8 @@ class _Case:
             numbers |= {"dense_share": dense_share(self.active)}
             numbers |= {"ce_zero": self.ce_zero.value, "ce_mean": self.ce_mean.value}
             numbers |= {"sparsity": 1 - self.active.l0 / self.dictionary.d_sae}
+        if self.pairs is not None:
+            numbers |= {"sparsity": 1 - self.pairs.kept / self.pairs.all}
         layers: tuple[dict[str, Any], ...] = ()
         if len(self.counted) == 1:
             numbers |= self.counted[0].numbers()

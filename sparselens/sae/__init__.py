@@ -5,14 +5,24 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "abstopk": ["Bidirectionality", "Poles", "Twins", "bidirectionality", "pair_twins", "poles"],
         "activations": ["Activation", "FeatureChoice"],
         "decoders": ["Bypass", "Decoder"],
         "estimate": ["TrainingEstimate", "estimate_training"],
+        "gba": ["BiasAdaptation", "Recovery", "SeedConsistency", "recovery", "seed_consistency"],
+        "gradtopk": [
+            "GradTopK",
+            "Influence",
+            "SelectionOverlap",
+            "encode_with_gradients",
+            "influence",
+            "selection_overlap",
+        ],
         "gradients": ["stream_gradients"],
         "loggers": ["CSVLogger", "TensorBoardLogger", "WandbLogger"],
         "mutual_choice": ["AuxZipf", "FeatureBudget", "fit_zipf"],
         "rules": ["Matryoshka", "MultiTopK", "Resample", "Rule"],
-        "topafa": ["MatchNorm", "TopAFA"],
+        "topafa": ["MatchNorm", "QuasiOrthogonality", "TopAFA", "ZF", "quasi_orthogonality", "zf"],
         "formats": ["load_transcoders", "save_transcoders"],
         "latents": ["Latents", "to_dense", "to_csr", "active_counts"],
         "norms": ["InputNorm", "TokenScale"],
@@ -23,5 +33,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "store": ["ActivationStore", "harvest"],
         "train": ["train_sae"],
         "verify": ["Verification"],
+        "vsae": ["GaussianPrior", "SelectionChurn", "selection_churn"],
     },
 )

@@ -40,6 +40,13 @@ def mean_(tensor: Tensor) -> Tensor:
     return sum_(tensor).div_(size()) if size() > 1 else tensor
 
 
+def max_(tensor: Tensor) -> Tensor:
+    """Put the elementwise maximum over all processes into `tensor`, and return it."""
+    if size() > 1:
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor
+
+
 def agree_(tensor: Tensor) -> Tensor:
     """Put what the first process has into `tensor`, and return it."""
     if size() > 1:

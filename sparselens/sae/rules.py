@@ -60,6 +60,7 @@ class Rule:
     """
 
     needs_gradients: ClassVar[bool] = False  # whether `s.grads` must be there
+    alone: ClassVar[bool] = False  # whether it takes the place of the architecture's own rule
 
     def start(self, t: "SAETrainer", x: Tensor, y: Tensor) -> None:
         """Once, before the first step, with a sample in training units. It may set weights of `t.model`, `t.unit_rows`,

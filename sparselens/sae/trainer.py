@@ -33,7 +33,7 @@ class SAETrainer:
         lr: peak learning rate of Adam.
         dead_after: a latent that has not fired for this many tokens is dead.
         target: what is to be written for the sample `[n, d_out]`; None: the sample itself.
-        rules: what is added to the architecture's own rule.
+        rules: what is added to the architecture's own rule; one of the same type takes its place.
         aux: whether dead latents are trained on what is left over, where the architecture selects its latents.
         precision: of the products: "float32", "bfloat16" (weights stay float32), or "auto": bfloat16 where the
             hardware multiplies it faster.
@@ -72,7 +72,9 @@ class SAETrainer:
             raise NotFiniteError("the activations hold NaN or infinite numbers.")
         self.sae, self.k, self.lr, self.dead_after, self.n_steps = sae, k, lr, dead_after, n_steps
         self.half = in_half(precision, sample.device)
-        self.rules: list[Rule] = [RULES[sae.architecture], *rules]
+        own = RULES[sae.architecture]
+        replaced = any(rule.alone or type(rule) is type(own) for rule in rules)
+        self.rules: list[Rule] = [*rules] if replaced else [own, *rules]
         self.aux, self.aux_weight = aux, AUX
         self.extra: dict[str, Tensor] = {}
         self.learned: dict[str, nn.Parameter] = {}

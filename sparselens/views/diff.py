@@ -17,6 +17,7 @@ from sparselens.views.html import (
     check_row,
     escape,
     fragment,
+    heading,
     page,
     rgba,
     snippets,
@@ -79,7 +80,7 @@ def diff_html(
         InputError: a column is missing, or the tokens and values of an example differ in length.
     """
     check_columns(frame)
-    head = _head(title, notes)
+    head = heading(title, notes)
     if frame.empty:
         return fragment(f"{head}<div>No feature fires in either set.</div>")
     shown = frame.head(ROWS)
@@ -113,14 +114,6 @@ def check_columns(frame: "pandas.DataFrame") -> None:
     missing = [column for column in COLUMNS if column not in frame.columns]
     if missing:
         raise InputError(f"the frame lacks {', '.join(missing)}. A difference has the columns {', '.join(COLUMNS)}.")
-
-
-def _head(title: str, notes: Sequence[str]) -> str:
-    lines = [f'<div style="{_NOTE}">{escape(note)}</div>' for note in notes]
-    if title:
-        style = "font-size:16px;font-weight:600;margin:0 0 4px"
-        lines.insert(0, f'<div style="{style}">{escape(title, 200)}</div>')
-    return "".join(lines)
 
 
 def _table(shown: "pandas.DataFrame", examples: Examples, layout: _Layout) -> str:

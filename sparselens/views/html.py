@@ -62,6 +62,13 @@ def fragment(content: str, width: int = 960) -> str:
     return f'<div class="mathjax_ignore tex2jax_ignore" style="max-width:{width}px">{content}</div>'
 
 
+def heading(title: str | None, notes: Sequence[str] = ()) -> str:
+    """Return a title and sentences to stand above a view; nothing where there are none."""
+    style = "font-size:16px;font-weight:600;margin:0 0 4px"
+    lines = [f'<div style="{style}">{escape(title, 200)}</div>'] if title else []
+    return "".join([*lines, *(f'<div style="{_NOTE}">{escape(note)}</div>' for note in notes)])
+
+
 def as_array(values: Any) -> np.ndarray:
     """Return lists, arrays and tensors of any device and dtype as a float32 array.
 

@@ -11,7 +11,7 @@ from sparselens.views import svg
 from sparselens.views.base import STATIC_BYTES, View, clean, figure_of
 from sparselens.views.classes import Classes, classes_of
 from sparselens.views.curves import plain
-from sparselens.views.html import LINE, TABLE, TABLE_ROW, escape, fragment
+from sparselens.views.html import LINE, TABLE, TABLE_ROW, escape, fragment, heading
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -120,14 +120,12 @@ class ConceptMap(View):
         return html
 
     def _html(self, drawn: int, n_texts: int, chars: int) -> str:
-        head = f'<div style="font-weight:600;margin-bottom:4px">{escape(self.title, 200)}</div>' if self.title else ""
         at = np.flatnonzero(self.placed)
         notes = list(self.notes)
         if len(at) > drawn:
             notes.append(f"{drawn:,} of {len(at):,} documents are drawn.")
             at = np.random.default_rng(0).choice(at, drawn, replace=False)
-        head += "".join(f'<div style="{_NOTE}">{escape(note)}</div>' for note in notes)
-        return fragment(f"{head}{self._picture(at)}{self._legend(n_texts, chars)}")
+        return fragment(f"{heading(self.title, notes)}{self._picture(at)}{self._legend(n_texts, chars)}")
 
     def _picture(self, at: np.ndarray) -> str:
         points = svg.fit(self.xy[at])

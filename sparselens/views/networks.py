@@ -13,7 +13,7 @@ from sparselens.views.base import STATIC_BYTES, View, figure_of, pack_texts
 from sparselens.views.classes import Classes, numbered
 from sparselens.views.curves import plain
 from sparselens.views.diff import Sides, examples_html
-from sparselens.views.html import LINE, TABLE, TABLE_ROW, escape, fragment, number, visible
+from sparselens.views.html import LINE, TABLE, TABLE_ROW, escape, fragment, heading, number, visible
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -29,7 +29,6 @@ _ROUNDS = 150
 _APART, _WIDE = 1.8, 1.25  # room between parts of the network, in steps between nodes; how wide the rows are
 _NAMED, _CAPTION = 24, 28
 _PAD, _LETTER = 40, 6  # pixels around the picture, and of a letter's width in it
-_NOTE = "font-size:12px;opacity:.7"
 _CELL = f"padding:5px 10px;text-align:left;vertical-align:top;border-top:1px solid {LINE}"
 
 
@@ -147,8 +146,7 @@ class CorrelationNetwork(View):
 
     def to_html(self, max_bytes: int = STATIC_BYTES) -> str:
         """Return the picture, with a table of the first 30 pairs and texts to unfold."""
-        head = f'<div style="font-weight:600;margin-bottom:4px">{escape(self.title, 200)}</div>' if self.title else ""
-        head += "".join(f'<div style="{_NOTE}">{escape(note)}</div>' for note in self.notes)
+        head = heading(self.title, self.notes)
         if not len(self):
             return fragment(f"{head}<div>No pair of features passes.</div>")
         for n_texts, max_tokens in ((4, 60), (2, 40), (1, 24), (0, 0)):
@@ -200,9 +198,9 @@ class CorrelationNetwork(View):
                 style = "padding:0 10px 8px;text-align:left"
                 html += f'</tr><tr style="{TABLE_ROW}"><td colspan="4" style="{style}">{texts}</td>'
             rows.append(f'<tr style="{TABLE_ROW}">{html}</tr>')
-        if left := len(self) - ROWS:
-            rows.append(f'<tr style="{TABLE_ROW}"><td colspan="4" style="{_CELL}">… and {left:,} more pairs: see '
-                        ".to_frame()</td></tr>" if left > 0 else "")
+        if len(self) > ROWS:
+            rows.append(f'<tr style="{TABLE_ROW}"><td colspan="4" style="{_CELL}">… and {len(self) - ROWS:,} more '
+                        "pairs: see .to_frame()</td></tr>")
         return f'<table style="{TABLE};width:100%"><tr style="{TABLE_ROW}">{head}</tr>{"".join(rows)}</table>'
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":

@@ -55,6 +55,12 @@ def test_padding_is_not_counted_and_the_dense_prefix_is(m):
     assert report.sparsity == pytest.approx(0.5 * sparse / sum(tokens))
 
 
+def last_two(keep):
+    """Every token looks at itself and the one before."""
+    ones = torch.ones(keep.shape[-2:], dtype=torch.bool)
+    return (ones.tril() & ones.triu(-1)).expand_as(keep)
+
+
 def test_sparsifiers_dictionaries_and_edits_on_one_frontier(m):
     sae = sl.SAE(architecture="topk", d_in=32, d_sae=64, k=16)
     frontier = sl.compare(m, {
@@ -62,6 +68,7 @@ def test_sparsifiers_dictionaries_and_edits_on_one_frontier(m):
         "teal": sl.TEAL(0.5, dense_prefix=0),
         "random": sl.RandomChannels(0.5, dense_prefix=0),
         "sae": (sae, "blocks.1.hook_resid_post"),
+        "mask": sl.edit("blocks.0.attn.hook_mask", last_two),
         "ablation": sl.ablate("blocks.1.hook_mlp_out"),
         "both": [sl.ablate("blocks.1.hook_mlp_out"), sl.TEAL(0.5, dense_prefix=0)],
     }, TEXTS)
@@ -71,7 +78,10 @@ def test_sparsifiers_dictionaries_and_edits_on_one_frontier(m):
     assert frame.loc["both", "sparsity"] == pytest.approx(0.5)
     assert frame.loc["dense", "ce"] == frame.loc["dense", "ce_clean"]
     assert frame.loc["dense", "weight_bytes"] == frame.loc["dense", "weight_bytes_dense"]
-    assert len(frontier.plot(x="sparsity", y="ce").lines) == 6
+    pairs = [n * (n + 1) / 2 for n in (len(m.tokenizer(text)["input_ids"]) for text in TEXTS)]
+    kept = [2 * len(m.tokenizer(text)["input_ids"]) - 1 for text in TEXTS]
+    assert frame.loc["mask", "sparsity"] == pytest.approx(1 - sum(kept) / sum(pairs))
+    assert len(frontier.plot(x="sparsity", y="ce").lines) == 7
     assert "sparsity" in frontier._repr_html_()
 
 

@@ -67,3 +67,11 @@ def test_quantiles_of_nothing_and_outside_the_range_are_refused():
     sketch.add(torch.ones(3))
     with pytest.raises(InputError):
         sketch.quantile(1.5)
+
+
+def test_within_a_bin_the_quantile_is_interpolated():
+    sketch = Sketch()
+    sketch.add(torch.linspace(1, 1 + ERROR, 1001)[:-1])  # one bin
+    assert len(sketch.trimmed()[1]) == 1
+    for q in (0.1, 0.5, 0.9):
+        assert sketch.quantile(q) == pytest.approx(1 + q * ERROR, abs=0.01 * ERROR)

@@ -62,8 +62,8 @@ def test_hostile_texts_are_shown_and_never_run(show, name, scheme):
         "all => all.filter(n => n.dataset.lmSuppressShortcuts !== 'true').length")
     assert unmarked == 0, "a notebook around would take the keys for commands"
     unnamed = page.locator(".sl-view :is([role=listbox], [role=grid], [role=img], [role=group], button, input)")
-    assert unnamed.evaluate_all("all => all.filter(n => !(n.ariaLabel || n.textContent || n.closest('label')?.textContent))"
-                                ".length") == 0
+    named = "n.ariaLabel || n.textContent || n.closest('label')?.textContent"
+    assert unnamed.evaluate_all(f"all => all.filter(n => !({named})).length") == 0
     watched.assert_quiet()
 
 

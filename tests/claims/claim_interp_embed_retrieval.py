@@ -64,14 +64,14 @@ def on_answers() -> list[dict]:
     by_words = precision("gonna wanna awesome", m, sae)
     by_examples = [precision(every.subset(range(180 + 3 * i, 183 + 3 * i))) for i in range(5)]
     return [
-        row("The name of a style, matched with logit-lens tokens, finds it (average precision above twice the base rate)",
+        row("The name of a style, matched with logit-lens tokens, finds it (above twice the base rate)",
             f"{data}; query 'slang'", 1, base, by_name[0], by_name[0] > 2 * base),
         row("The name of a style, read by the model, finds it (above twice the base rate)", f"{data}; query 'slang'", 1,
             base, by_name[1], by_name[1] > 2 * base),
         row("Words of a style find it (above twice the base rate)", f"{data}; query 'gonna wanna awesome'", 1, base,
             by_words, by_words > 2 * base),
-        row("Three examples of a style find it (above twice the base rate)", f"{data}; five sets of three other answers",
-            5, base, by_examples, bool(np.mean(by_examples) > 2 * base)),
+        row("Three examples of a style find it (above twice the base rate)",
+            f"{data}; five sets of three other answers", 5, base, by_examples, bool(np.mean(by_examples) > 2 * base)),
     ]
 
 

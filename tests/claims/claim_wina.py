@@ -4,10 +4,7 @@ The texts are WikiText-2 (`wikitext-2/test.txt.gz` below the folder that SPARSEL
 come with the project.
 """
 
-import gzip
-import os
 from math import exp
-from pathlib import Path
 from statistics import mean
 
 import torch
@@ -15,6 +12,7 @@ import torch
 import sparselens as sl
 from sparselens.activation.gates import TopK, channel_scores, n_kept
 from sparselens.activation.linears import column_norms
+from tests.claims.texts import token_ids
 
 SEEDS, D = 10, 256
 ROWS, LENGTH = 5, 192
@@ -67,13 +65,7 @@ def _things() -> dict[str, object]:
 
 def _rows(model: sl.LiveModel) -> tuple[str, torch.Tensor]:
     """What the texts are, and their tokens as `[ROWS, LENGTH]`."""
-    folder = os.environ.get("SPARSELENS_TEXTS")
-    if folder:
-        with gzip.open(Path(folder) / "wikitext-2" / "test.txt.gz", "rt", encoding="utf-8") as file:
-            text, name = file.read(200_000), "WikiText-2 test"
-    else:
-        text, name = "\n\n".join(sl.datasets.load_answers("formal")["answer"]), "the project's formal answers"
-    ids = model.tokenizer(text, return_tensors="pt")["input_ids"][0]
+    name, ids = token_ids(model)
     step = len(ids) // ROWS  # pieces from all over the text
     return f"SmolLM2-135M-Instruct, {ROWS} x {LENGTH} tokens of {name}, first 8 dense", torch.stack(
         [ids[i * step : i * step + LENGTH] for i in range(ROWS)])

@@ -67,7 +67,8 @@ def a_set(name: str, seed: int, threshold: bool, skip: bool) -> None:
 @torch.no_grad()
 def across(name: str, seed: int, threshold: bool) -> None:
     kind = "jump_relu" if threshold else "relu"
-    clt = CrossLayerTranscoder(LAYERS, D_SAE, D, kind, lazy_decoder=False, dtype=torch.float32, device=torch.device("cpu"))
+    cpu = torch.device("cpu")
+    clt = CrossLayerTranscoder(LAYERS, D_SAE, D, kind, lazy_decoder=False, dtype=torch.float32, device=cpu)
     randomise(clt, seed)
     folder = fresh(name, "cross_layer_transcoder")
     clt.to_safetensors(str(folder))

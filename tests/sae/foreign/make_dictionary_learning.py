@@ -3,8 +3,8 @@
     python -m venv v && v/bin/pip install torch nnsight einops datasets
     v/bin/pip install --no-deps dictionary-learning==0.1.0 && v/bin/python tests/sae/foreign/make_dictionary_learning.py
 
-Each folder holds `ae.pt` and `config.json` as its trainers write them, and `expected.safetensors`: inputs `x`, the codes
-and reconstructions that the library computes.
+Each folder holds `ae.pt` and `config.json` as its trainers write them, and `expected.safetensors`: inputs `x`, the
+codes and reconstructions that the library computes.
 """
 
 import json
