@@ -178,3 +178,13 @@ def test_sparse_mixture_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
     datasets.sparse_mixture(4, 4, 4, 2)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_instruction_families_keep_examples_apart_from_the_pool():
+    frame = datasets.instruction_families()
+    assert frame.groupby(["part", "family"]).size().unstack().to_dict("index") == {
+        part: dict.fromkeys(sorted(frame["family"].unique()), n) for part, n in (("pool", 100), ("example", 20))
+    }
+    assert frame["text"].is_unique and frame["part"].tolist() == ["pool"] * 600 + ["example"] * 120
+    assert frame.equals(datasets.instruction_families(0))
+    assert not frame.equals(datasets.instruction_families(1))

@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from sparselens.files import write_whole
 from sparselens.models.packaged import cache_folder
@@ -44,8 +45,15 @@ class BuildError(Exception):
 _LOCK = threading.Lock()
 
 
-def library() -> Callable[..., int]:
-    """The compiled function. Built at the first call on a computer, in a second or so.
+class Library(NamedTuple):
+    """The compiled functions: `sparse` works on a `Plan`, `dense` on a whole weight; see the source."""
+
+    sparse: Callable[..., int]
+    dense: Callable[..., None]
+
+
+def library() -> Library:
+    """The compiled functions. Built at the first call on a computer, in a second or so.
 
     Raises:
         BuildError: there is no compiler, or it failed.
@@ -55,7 +63,7 @@ def library() -> Callable[..., int]:
 
 
 @functools.cache
-def _library() -> Callable[..., int]:
+def _library() -> Library:
     compiler = find_compiler()
     path = cache_folder() / "kernels" / f"matvec-{_key(compiler)}.so"
     try:
@@ -112,12 +120,17 @@ def _run(command: list[str]) -> subprocess.CompletedProcess:
         raise BuildError(f"{command[0]} did not run: {error}") from error
 
 
-def _load(path: Path) -> Callable[..., int]:
+def _load(path: Path) -> Library:
     try:
-        found = ctypes.CDLL(str(path)).sparselens_matvec
+        loaded = ctypes.CDLL(str(path))
+        found = Library(loaded.sparselens_matvec, loaded.sparselens_dense)
     except (OSError, AttributeError) as error:
         raise BuildError(f"{path} could not be loaded: {error}") from error
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
-    found.argtypes = [pointer, integer, pointer, pointer, pointer, pointer, integer, ctypes.c_float, integer]
-    found.restype = integer
+    sparse: Any = found.sparse
+    sparse.argtypes = [pointer, integer, pointer, pointer, pointer, pointer, integer, ctypes.c_float, integer]
+    sparse.restype = integer
+    dense: Any = found.dense
+    dense.argtypes = [integer, pointer, pointer, pointer, pointer, integer, integer, integer]
+    dense.restype = None
     return found

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sparselens.activation import compiled
 from sparselens.activation.gates import Gate, Threshold, TopK, channel_scores
+from sparselens.activation.pages import kept_transposed
 from sparselens.errors import InputError, closest
 
 BACKENDS = ("compiled", "numba", "torch")
@@ -64,7 +65,7 @@ class Columns:
                 f"{list(weight.shape)} it must be [out, rank] and [in, rank]."
             )
         self.d_out, self.d_in = weight.shape
-        self.stored = weight.detach().T.contiguous()
+        self.stored = kept_transposed(weight)
         self.left, self.right = None, None
         if low_rank is not None and low_rank[0].shape[1]:
             self.left = low_rank[0].detach().to(weight).T.contiguous()
@@ -73,7 +74,7 @@ class Columns:
         self._kind = KINDS.get(weight.dtype, -1)
         self._call: Callable[..., int] | None = None
         if self.backend == "compiled":
-            self._call = compiled.library()
+            self._call = compiled.library().sparse
             self._plan = compiled.Plan(
                 self.stored.data_ptr(), *_pointers(self.left, self.right), self.d_in, self.d_out, self.rank
             )
@@ -168,6 +169,35 @@ class Columns:
         return (y if bias is None else y + bias), kept
 
 
+def dense_row(x: Float[Tensor, "*one d_in"], weight: Float[Tensor, "d_out d_in"], bias: Tensor | None) -> Tensor:
+    """`W x + b` for one token on the processor, `weight` read where it lies.
+
+    torch reads the weight of a single token on one thread; this reads it on all.
+
+    Args:
+        x: one token; leading axes of length 1 are kept.
+        weight: contiguous, of the type of x, one of `KINDS`.
+        bias: of that type; None for nothing.
+
+    Returns:
+        `[*one, d_out]`.
+    """
+    d_out, d_in = weight.shape
+    y = x.new_empty((*x.shape[:-1], d_out))
+    x = x if x.is_contiguous() else x.contiguous()
+    compiled.library().dense(
+        KINDS[weight.dtype],
+        _pointer(weight, x.dtype, d_out * d_in),
+        _pointer(x, x.dtype, d_in),
+        _pointer(bias, x.dtype, d_out),
+        y.data_ptr(),
+        d_in,
+        d_out,
+        min(max(1, weight.nbytes // BYTES_PER_THREAD), torch.get_num_threads()),
+    )
+    return y
+
+
 def backend() -> str:
     """What computes single tokens in float32 on this computer's processor: one of `BACKENDS`.
 
@@ -213,6 +243,9 @@ def _agrees() -> bool:
         ):
             if n != m or not torch.allclose(y.float(), truth.float(), rtol=bound, atol=10 * bound):
                 return False
+        whole = dense_row(x, weight, bias), weight @ x + bias
+        if not torch.allclose(*(y.float() for y in whole), rtol=bound, atol=10 * bound):
+            return False
     return True
 
 

@@ -14,7 +14,13 @@
 
 namespace {
 
-constexpr int LANES = 16, GROUP = 8, LINE = 64;
+// Vectors of the processor's own width: wider ones would go through memory.
+#ifdef __AVX512F__
+constexpr int LANES = 16;
+#else
+constexpr int LANES = 8;
+#endif
+constexpr int GROUP = 8, LINE = 64, FLOATS_OF_LINE = LINE / 4;
 
 struct bfloat16 {
     uint16_t bits;
@@ -167,7 +173,7 @@ int64_t multiply(const Plan& plan, const T* x, const float* scale, const T* bias
         part = omp_get_thread_num(), parts = omp_get_num_threads();
 #endif
         // each thread has its own outputs, in whole lines
-        auto edge = [&](int64_t n, int64_t i) { return i == parts ? n : n / LANES * i / parts * LANES; };
+        auto edge = [&](int64_t n, int64_t i) { return i == parts ? n : n / FLOATS_OF_LINE * i / parts * FLOATS_OF_LINE; };
         if (plan.rank) {
             const int64_t from = edge(plan.rank, part), to = edge(plan.rank, part + 1);
             std::memset(inner + from, 0, (to - from) * sizeof(float));
@@ -184,6 +190,28 @@ int64_t multiply(const Plan& plan, const T* x, const float* scale, const T* bias
     return kept;
 }
 
+// y = W x + b, `weight` [d_out, d_in] read where it lies, from its first number to its last
+template <class T>
+void dense(const T* weight, const T* x, const T* bias, T* y, int64_t d_in, int64_t d_out, int64_t threads) {
+    std::vector<float> in(d_in);
+    for (int64_t j = 0; j < d_in; j++) in[j] = widen(x[j]);
+#pragma omp parallel for schedule(static) num_threads(int(threads)) if (threads > 1)
+    for (int64_t o = 0; o < d_out; o++) {
+        const T* row = weight + o * d_in;
+        Floats one = {}, two = {};
+        int64_t j = 0;
+        for (; j + 2 * LANES <= d_in; j += 2 * LANES) {
+            one += load(row + j) * load(in.data() + j);
+            two += load(row + j + LANES) * load(in.data() + j + LANES);
+        }
+        one += two;
+        float sum = bias ? widen(bias[o]) : 0.0f;
+        for (int i = 0; i < LANES; i++) sum += one[i];
+        for (; j < d_in; j++) sum += widen(row[j]) * in[j];
+        narrow(sum, y[o]);
+    }
+}
+
 }  // namespace
 
 // The k best channels if k >= 0, else those above tau. `kind` is 0 for float32, 1 for bfloat16. Returns how many.
@@ -194,4 +222,15 @@ extern "C" int64_t sparselens_matvec(const Plan* plan, int64_t kind, const void*
                         static_cast<float*>(y), k, tau, threads);
     return multiply(*plan, static_cast<const bfloat16*>(x), scale, static_cast<const bfloat16*>(bias),
                     static_cast<bfloat16*>(y), k, tau, threads);
+}
+
+// A whole dense layer, weight [d_out, d_in]. `kind` as above.
+extern "C" void sparselens_dense(int64_t kind, const void* weight, const void* x, const void* bias, void* y,
+                                 int64_t d_in, int64_t d_out, int64_t threads) {
+    if (kind == 0)
+        dense(static_cast<const float*>(weight), static_cast<const float*>(x), static_cast<const float*>(bias),
+              static_cast<float*>(y), d_in, d_out, threads);
+    else
+        dense(static_cast<const bfloat16*>(weight), static_cast<const bfloat16*>(x),
+              static_cast<const bfloat16*>(bias), static_cast<bfloat16*>(y), d_in, d_out, threads);
 }

@@ -43,6 +43,13 @@ class Watcher(Protocol):
     def see(self, layer: "SparseLinear", seen: Seen) -> None: ...
 
 
+def is_own_forward(original: Callable, module: nn.Module, x: Tensor) -> bool:
+    """Whether a kernel can stand for `original` on one token: that is the layer's own forward, and not something that
+    was put on before, and no gradient is wanted."""
+    own = getattr(original, "__self__", None) is module
+    return own and not (torch.is_grad_enabled() and x.requires_grad)
+
+
 class SparseLinear:
     """`y = (x * keep) W^T + b`. A subclass may score otherwise, or add to the product.
 
@@ -164,10 +171,8 @@ class SparseLinear:
         return Swap(self.linear.site, compute)
 
     def _may_row(self, x: Tensor, original: Callable) -> bool:
-        """Whether `row` can stand for `original` on one token: that is the layer's own forward, and not something that
-        was put on before; no gradient is wanted; and there is a kernel, or `row` would gain nothing.
-        """
-        if getattr(original, "__self__", None) is not self.linear.module or torch.is_grad_enabled() and x.requires_grad:
+        """Whether `row` can stand for `original` on one token; and there is a kernel, or `row` would gain nothing."""
+        if not is_own_forward(original, self.linear.module, x):
             return False
         columns = self.columns
         return columns.backend != "torch" and x.dtype == columns.stored.dtype

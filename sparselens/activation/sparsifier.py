@@ -7,6 +7,7 @@ from sparselens.activation.gates import GATES, Gate, Threshold, TopK, n_kept
 from sparselens.activation.linears import Linear, checked_sparsity, linears, spread
 from sparselens.activation.sparse_linear import SparseLinear, Watcher
 from sparselens.activation.transform import Orthogonal, rotation
+from sparselens.activation.unembedding import fast_unembedding
 from sparselens.activation.window import Window
 from sparselens.attach import Attachment, Sites, changes_of
 from sparselens.errors import InputError, closest
@@ -41,7 +42,8 @@ class Sparsifier:
             `Orthogonal`. On small models this costs more than it brings: measure. A calibration must then be made
             with `Orthogonal()` on the model.
         speed: "auto" reads only the kept weight columns when a single token is computed and there is a kernel for it
-            (a second copy of the weights is made for that); "mask" always multiplies with zeros, which saves nothing.
+            (a second copy of the weights is made for that), and the unembedding, which stays dense, by a kernel
+            too; "mask" always multiplies with zeros, which saves nothing.
 
     Raises:
         InputError: an argument out of its range, or a threshold without calibration.
@@ -153,6 +155,8 @@ class Sparsifier:
         """What to install, with somebody to show it to. See `edits`."""
         layers, window = self.layers(model, at), Window(self.dense_prefix, self.phase)
         swaps = [layer.swap(window, self.speed, watcher) for layer in layers]
+        if swaps and at is None and watcher is None and self.speed != "mask":
+            swaps += fast_unembedding(model)
         return [*changes_of(self.ground, model), *(look for layer in layers for look in layer.looks()), *swaps]
 
 

@@ -242,7 +242,7 @@ def select(
         prototypes = _prototypes(wanted, prototype, seed)
         every = _similarities(codes, prototypes, similarity)
         nearest, scores = every.argmax(axis=1), every.max(axis=1)
-    order = np.argsort(-scores, kind="quicksort")
+    order = np.argsort(-scores, kind="stable")
     k = max(1, round(ratio * len(scores)))
     indices = order[:k] if dedup is None else _spread(order, codes, k, dedup, signed or bool((codes.data < 0).any()))
     on_codes = similarity in _ON_CODES

@@ -262,5 +262,6 @@ _BRIDGE: Binder = {
     _B + "hook_mlp_out": _hook(_M + "hook_out"),
     _B + "hook_resid_post": _hook(_B + "hook_out"),
     "ln_final.hook_out": _hook("ln_final.hook_out"),
+    "unembed.hook_in": _hook("unembed.hook_in"),
     "unembed.hook_out": _hook("unembed.hook_out"),
 }

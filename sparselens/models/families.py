@@ -103,7 +103,8 @@ def bind_transformers(model: Any, n_layers: int, n_heads: int) -> Binder:
         sites |= _residual(block, at, attn, mlp, bool(getattr(model.config, "use_parallel_residual", False)))
     sites["hook_embed"] = Bind(_name_of(model, model.get_input_embeddings()), "out")
     if model.get_output_embeddings() is not None:
-        sites["unembed.hook_out"] = Bind(_name_of(model, model.get_output_embeddings()), "out")
+        unembed = _name_of(model, model.get_output_embeddings())
+        sites |= {"unembed.hook_in": Bind(unembed, "in"), "unembed.hook_out": Bind(unembed, "out")}
     norm = _child(model.get_submodule(root), ("norm", "ln_f", "final_layer_norm", "final_layernorm"))
     if norm:
         sites["ln_final.hook_out"] = Bind(f"{root}.{norm}".lstrip("."), "out")

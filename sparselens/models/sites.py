@@ -90,6 +90,7 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(_B + "hook_resid_post", "b pos d_model", "residual stream leaving the block", (_B + "hook_out",)),
     Kind("ln_final.hook_out", "b pos d_model", "output of the final norm", ("final_norm",)),
+    Kind("unembed.hook_in", "b pos d_model", "what the unembedding reads"),
     Kind(
         "unembed.hook_out",
         "b pos d_vocab",

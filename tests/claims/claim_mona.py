@@ -1,6 +1,5 @@
 """MONA: samples of a task found by their mean sparse codes, on planted tasks and on templated instructions."""
 
-import itertools
 from functools import cache
 
 import numpy as np
@@ -107,54 +106,6 @@ def length() -> list[dict]:
     return [tied, free]
 
 
-# Of each family the last template and the last four words of the second slot are for the targets alone.
-FAMILIES: dict[str, tuple[list[str], list, list]] = {
-    "arithmetic": (
-        ["What is {a} plus {b}?", "Work out {a} times {b}.", "Subtract {b} from {a} and give the result.",
-         "Divide {a} by {b}.", "If I have {a} coins and lose {b}, how many are left?"],
-        list(range(12, 99, 3)), list(range(2, 12))),
-    "translation": (
-        ["Translate '{a}' into {b}.", "How do you say '{a}' in {b}?", "Give the {b} for the phrase '{a}'.",
-         "I want to learn {b}. Tell me the words for '{a}'.", "Write '{a}' as a native speaker of {b} would."],
-        ["good morning", "where is the station", "I am hungry", "see you soon", "thank you"],
-        ["French", "German", "Spanish", "Italian", "Polish", "Dutch", "Greek", "Swedish", "Turkish", "Danish"]),
-    "code": (
-        ["Write a Python function that {a} a {b}.", "Show code that {a} a {b} in Java.",
-         "Fix my script; it never {a} the {b}.", "Which library call {a} a {b}?",
-         "Debug this loop, which {a} every {b}."],
-        ["sorts", "reverses", "copies", "prints", "parses"],
-        ["list", "string", "dictionary", "file", "matrix", "queue", "tuple", "array", "stack", "tree"]),
-    "cooking": (
-        ["How long should I {a} {b}?", "Suggest a recipe in which I {a} {b}.", "What spices go well when I {a} {b}?",
-         "At what heat do I {a} {b}?", "My guests arrive at eight; must I {a} {b} before?"],
-        ["roast", "boil", "fry", "bake", "steam"],
-        ["potatoes", "carrots", "chicken", "salmon", "pumpkin", "rice", "beans", "lamb", "onions", "apples"]),
-    "sport": (
-        ["Who won the {b} in {a}?", "Explain the rules of {a} at the {b}.", "How many teams play {a} in the {b}?",
-         "When does the {a} {b} begin?", "Name a famous {a} player from the {b}."],
-        ["football", "tennis", "hockey", "rugby", "basketball"],
-        ["world cup", "final", "olympics", "league", "championship", "open", "play-offs", "derby", "cup", "season"]),
-    "poetry": (
-        ["Write a {a} poem about {b}.", "Compose a haiku on {b} that feels {a}.", "Give me two {a} verses on {b}.",
-         "I would like a {a} sonnet on {b}.", "Rhyme a {a} stanza with {b} in it."],
-        ["sad", "joyful", "short", "tender", "dark"],
-        ["the sea", "autumn", "my mother", "the moon", "a river", "silence", "a bird", "snow", "the wind", "home"]),
-}
-
-
-def instructions(seed: int = 0) -> tuple[list[str], np.ndarray, list[list[str]]]:
-    """600 instructions of six families, the family of each, and 20 worded otherwise of each family."""
-    random = np.random.default_rng(seed)
-    texts: list[str] = []
-    targets = []
-    for templates, a, b in FAMILIES.values():
-        every = [t.format(a=x, b=y) for t, x, y in itertools.product(templates[:-1], a, b[:-4])]
-        texts += random.permutation(every)[:100].tolist()
-        others = [templates[-1].format(a=x, b=y) for x, y in itertools.product(a, b[-4:])]
-        targets.append(random.permutation(others)[:20].tolist())
-    return texts, np.repeat(np.arange(6), 100), targets
-
-
 def mean_activations(m, texts: list[str], site: str) -> np.ndarray:
     """Mean residual of the content tokens of each text, without the first."""
     total, counts = np.zeros((len(texts), m.d_model)), np.zeros(len(texts))
@@ -167,12 +118,14 @@ def mean_activations(m, texts: list[str], site: str) -> np.ndarray:
 
 def templated() -> list[dict]:
     m, sae = sl.load_model("smollm2-135m-instruct"), sl.SAE.load("smollm2-135m-instruct")
-    texts, family, targets = instructions()
-    everything = texts + [t for target in targets for t in target]
+    frame = sl.datasets.instruction_families()
+    names = frame["family"].unique()
+    family = frame["family"][:600].to_numpy()
+    everything = frame["text"].tolist()
     emb = sl.embed(everything, m, sae, pooling="mean", progress=False)
     dense = mean_activations(m, everything, sae.site)
     found: dict[str, list[float]] = {"codes": [], "dense": [], "bm25": [], "random": []}
-    for i in range(6):
+    for i, name in enumerate(names):
         own = range(600 + 20 * i, 620 + 20 * i)
         pool, target = emb.subset(range(600)), emb.subset(own)
         picks = {
@@ -180,8 +133,8 @@ def templated() -> list[dict]:
             "dense": sl.select(dense[:600], dense[own], 1 / 6, similarity="cosine"),
             "random": sl.select(pool, target, 1 / 6, similarity="random", seed=i),
         }
-        for name, pick in picks.items():
-            found[name].append(float((family[pick.indices] == i).mean()))
+        for kind, pick in picks.items():
+            found[kind].append(float((family[pick.indices] == name).mean()))
     data = ("SmolLM2-135M, layer 14: 600 instructions of six families; 20 targets of one, from another template; "
             "precision at 100, each family")
     codes = found["codes"]
