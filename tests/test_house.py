@@ -226,7 +226,7 @@ def project_files() -> list[Path]:
     for path in ROOT.rglob("*"):
         parts = path.relative_to(ROOT).parts
         hidden = any(part.startswith(".") and part != ".ci" for part in parts[:-1])
-        if path.is_file() and path.suffix in TEXT and not hidden and not SKIP & set(parts):
+        if path.is_file() and path.name != ".git" and path.suffix in TEXT and not hidden and not SKIP & set(parts):
             found.append(path)
     return sorted(found)
 

@@ -15,13 +15,16 @@ from sparselens.sae.activations import (
 from sparselens.sae.decoders import Bypass, Decoder
 from sparselens.sae.groupmax import GroupMax
 from sparselens.sae.losses import GatedL1, PerBatch, SteeredL1, TargetL0
+from sparselens.sae.mp import MatchingPursuit, Pursued
 from sparselens.sae.mutual_choice import FeatureBudget
 from sparselens.sae.rules import PerToken, Rule
 from sparselens.sae.topafa import MatchNorm, TopAFA
 
 ACTIVATIONS: dict[str, type[Activation]] = {
     part.name: part
-    for part in (ReLU, JumpReLU, Gated, TopK, AbsTopK, BatchTopK, BatchAbsTopK, FeatureChoice, TopAFA, GroupMax)
+    for part in (
+        ReLU, JumpReLU, Gated, TopK, AbsTopK, BatchTopK, BatchAbsTopK, FeatureChoice, TopAFA, GroupMax, MatchingPursuit
+    )
 }
 # Parts that take the place of the linear decoder, and parts that go around the codes, by the name files use.
 DECODERS: dict[str, type[Decoder]] = {}
@@ -38,6 +41,7 @@ RULES: dict[str, Rule] = {
     "batch_abstopk": PerBatch(),
     "featurechoice": FeatureBudget(),
     "topafa": MatchNorm(),
+    "mp": Pursued(),
 }
 ALIASES = {"standard": "relu", "mutualchoice": "batchtopk", "tokenchoice": "topk"}
 

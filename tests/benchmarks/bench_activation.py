@@ -21,7 +21,7 @@ from sparselens.activation import linears
 from sparselens.activation.kernels import backend
 from sparselens.models.engine import Swap
 
-SHORT, NEW, ROUNDS = 6, 32, 5
+SHORT, NEW, ROUNDS = 6, 24, 5
 PROMPT = "Once upon a time, in a village by the sea, there lived a fisherman who"
 R_SPARSE = 1.43  # published for R-Sparse at half the weights
 TARGETS = {"SmolLM2": {0.5: 1.5, 0.65: 1.8}, "width 2,048": {0.5: 1.4, 0.65: 1.8}}
@@ -60,17 +60,15 @@ def rate(m: sl.LiveModel) -> float:
     Raises:
         RuntimeError: the model stopped writing.
     """
-    seconds = {}
-    for n in (SHORT, SHORT + NEW):
-        calls: list[int] = []
-        handle = m.native.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        start = time.perf_counter()
-        m.generate(PROMPT, max_new_tokens=n)
-        seconds[n] = time.perf_counter() - start
+    at: list[float] = []
+    handle = m.native.register_forward_hook(lambda *_: at.append(time.perf_counter()))
+    try:
+        m.generate(PROMPT, max_new_tokens=SHORT + NEW)
+    finally:
         handle.remove()
-        if len(calls) != n:
-            raise RuntimeError(f"the model wrote {len(calls)} tokens of {n}: give another prompt.")
-    return NEW / (seconds[SHORT + NEW] - seconds[SHORT])
+    if len(at) != SHORT + NEW:
+        raise RuntimeError(f"the model wrote {len(at)} tokens of {SHORT + NEW}: give another prompt.")
+    return NEW / (at[-1] - at[SHORT - 1])
 
 
 def rates(m: sl.LiveModel, forms: dict[str, object], rounds: int = ROUNDS) -> dict[str, float]:
@@ -97,7 +95,9 @@ def run() -> list[dict]:
 def _rows(name: str, m: sl.LiveModel) -> list[dict]:
     forms: dict[str, object] = {"dense": None, "transposed": Transposed()}
     forms |= {f"{share:.0%}": sl.WINA(share) for share in TARGETS[name]}
-    forms |= {"R-Sparse 50%": sl.RSparse(0.5), "idle": sl.WINA(0.5, phase="prefill", speed="mask")}
+    forms["idle"] = sl.WINA(0.5, phase="prefill", speed="mask")
+    if name == "SmolLM2":  # the factors of the wide model take minutes to compute
+        forms["R-Sparse 50%"] = sl.RSparse(0.5)
     found = rates(m, forms)
     dense = max(found["dense"], found["transposed"])
     how = f"{torch.get_num_threads()} threads, {backend()} kernel, median of {ROUNDS} rounds"
@@ -107,8 +107,9 @@ def _rows(name: str, m: sl.LiveModel) -> list[dict]:
          "note": f"bound {bound(m, share):.2f}; {how}", **row}
         for share, least in TARGETS[name].items()
     ]
-    rows.append({"name": f"decode, {name}, R-Sparse 50%", "ours": found["R-Sparse 50%"], "target": f">= {R_SPARSE}",
-                 "note": f"bound {bound(m, 0.5):.2f}; {how}", **row})
+    if "R-Sparse 50%" in found:
+        rows.append({"name": f"decode, {name}, R-Sparse 50%", "ours": found["R-Sparse 50%"], "target": f">= {R_SPARSE}",
+                     "note": f"bound {bound(m, 0.5):.2f}; {how}", **row})
     rows.append({"name": f"decode, {name}, attached but idle", "ours": found["idle"], "target": ">= 0.97",
                  "note": how, "baseline": found["dense"], "unit": "tokens/s"})
     return [*rows, _half(name, m)]

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 import sparselens as sl
 from sparselens.datasets import read_texts
@@ -35,9 +34,7 @@ def run() -> list[dict]:
 
 
 def _embed(texts: pd.DataFrame, m: sl.LiveModel, sae: sl.SAE, name: str) -> sl.SAEEmbedding:
-    fast = m.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    with torch.autocast("cpu", torch.bfloat16, enabled=fast):
-        return sl.embed(texts, m, sae, CACHE / name, max_length=TOKENS, long="cut")
+    return sl.embed(texts, m, sae, CACHE / name, max_length=TOKENS, long="cut")
 
 
 def _genres(path: Path) -> pd.DataFrame:
