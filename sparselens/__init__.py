@@ -19,9 +19,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "models": ["LiveModel", "load_model", "wrap"],
         "sae": [
             "AuxZipf", "BiasAdaptation", "FeatureChoice", "GaussianPrior", "GradTopK", "Latents", "MatchingPursuit",
-            "Matryoshka", "Resample", "SAE", "TopAFA", "bidirectionality", "encode_with", "estimate_training",
-            "influence", "load_transcoders", "pair_twins", "poles", "pursuit_curve", "quasi_orthogonality", "recovery",
-            "save_transcoders", "seed_consistency", "selection_churn", "selection_overlap", "train_sae", "zf",
+            "Matryoshka", "Resample", "SAE", "TopAFA", "bidirectionality", "build_itda", "encode_with",
+            "estimate_training", "influence", "load_transcoders", "pair_twins", "poles", "pursuit_curve",
+            "quasi_orthogonality", "recovery", "save_transcoders", "seed_consistency", "selection_churn",
+            "selection_overlap", "train_sae", "zf",
         ],
         "views": ["token_view"],
     },

@@ -150,6 +150,41 @@ def sparse_mixture(n: int, d: int, n_features: int, k: int, seed: int = 0) -> tu
     return codes @ dictionary, dictionary, codes
 
 
+def concept_tree(n: int, parent_mix: float = 0.0, child_mix: float = 0.0, seed: int = 0) -> tuple[
+    Float[Tensor, "n 20"], Float[Tensor, "20 20"], Float[Tensor, "n 20"]
+]:
+    """Make rows whose 20 concepts form a tree: a child is active only together with its parent (Costa et al., 2025).
+
+    Concepts 0, 1, 2 are parents, 3 to 11 their children (three each, in order), 12 to 19 have no relatives. A row has
+    exactly one of the parents (a fifth of the rows each) or of the others (a twentieth each); a parent brings one of
+    its children in three rows of five. Strengths are 1.5 with a standard deviation of 0.25.
+
+    Args:
+        n: number of rows.
+        parent_mix, child_mix: how far the directions of top-level concepts, and of siblings, are moved towards the mean
+            of the others of their group (0: all are orthogonal).
+        seed: seed of its own generator.
+
+    Returns:
+        `x = codes @ dictionary`, the dictionary (rows of norm 1) and the codes, all float32.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.linalg.qr(torch.randn(20, 20, generator=generator)).Q
+    groups = [([0, 1, 2, *range(12, 20)], parent_mix), *(([3 * p + i for i in (3, 4, 5)], child_mix) for p in range(3))]
+    for members, mix in groups:
+        group = rows[members]
+        others = (group.sum(0) - group) / (len(members) - 1)
+        rows[members] = torch.nn.functional.normalize((1 - mix) * group + mix * others, dim=1)
+    top = torch.multinomial(torch.tensor([0.2] * 3 + [0.05] * 8), n, replacement=True, generator=generator)
+    child = torch.multinomial(torch.tensor([0.2, 0.2, 0.2, 0.4]), n, replacement=True, generator=generator)
+    active = torch.zeros(n, 20)
+    active[torch.arange(n), torch.where(top < 3, top, top + 9)] = 1
+    brings = (top < 3) & (child < 3)
+    active[brings.nonzero().flatten(), (3 + 3 * top + child)[brings]] = 1
+    codes = active * (1.5 + 0.25 * torch.randn(n, 20, generator=generator))
+    return codes @ rows, rows, codes
+
+
 def instruction_families(seed: int = 0) -> "pandas.DataFrame":
     """Return 720 short instructions of six families: a pool to choose from, and a few examples of each to choose by.
 

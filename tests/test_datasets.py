@@ -188,3 +188,18 @@ def test_instruction_families_keep_examples_apart_from_the_pool():
     assert frame["text"].is_unique and frame["part"].tolist() == ["pool"] * 600 + ["example"] * 120
     assert frame.equals(datasets.instruction_families(0))
     assert not frame.equals(datasets.instruction_families(1))
+
+
+def test_the_concept_tree_is_one():
+    x, dictionary, codes = datasets.concept_tree(20_000, parent_mix=0.3, child_mix=0.0895)
+    active = codes != 0
+    torch.testing.assert_close(x, codes @ dictionary)
+    torch.testing.assert_close(dictionary.norm(dim=1), torch.ones(20))
+    assert (active[:, [0, 1, 2, *range(12, 20)]].sum(1) == 1).all() and (active[:, 3:12].sum(1) <= 1).all()
+    for child in range(3, 12):
+        assert (active[:, (child - 3) // 3] | ~active[:, child]).all(), "no child without its parent"
+    assert float(active.sum(1).double().mean()) == pytest.approx(1.36, abs=0.02)
+    cosines = dictionary @ dictionary.T
+    assert float(cosines[0, 1]) == pytest.approx(0.1, abs=0.01) and float(cosines[3, 4]) == pytest.approx(0.1, abs=0.01)
+    rows = datasets.concept_tree(5)[1]
+    torch.testing.assert_close(rows @ rows.T, torch.eye(20), atol=1e-5, rtol=0)

@@ -30,7 +30,7 @@ from sparselens.errors import InputError, closest
 BACKENDS = ("compiled", "numba", "torch")
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 # Below this many bytes of weight, waking a second thread costs more than it saves.
-BYTES_PER_THREAD = 1 << 17
+BYTES_PER_THREAD = 4 << 20
 # Share of kept columns below which gathering them beats a dense product in torch.
 GATHER = 0.1
 

@@ -42,7 +42,8 @@ def _room(n: int, dtype: torch.dtype) -> Tensor:
         block = _open() if _open is not None else None
         start = -(-_used // ALIGN) * ALIGN
         if block is None or start + size > len(block):
-            block = mmap.mmap(-1, -(-max(size, BLOCK) // PAGE) * PAGE)
+            length = -(-max(size, BLOCK) // PAGE) * PAGE
+            block = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             block.madvise(mmap.MADV_HUGEPAGE)
             start, _open = 0, weakref.ref(block)
         _used = start + size

@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "gradients": ["stream_gradients"],
         "loggers": ["CSVLogger", "TensorBoardLogger", "WandbLogger"],
+        "itda": ["Match", "atom_table", "build_itda", "jaccard", "match_layers", "representation_similarity"],
         "mp": ["MatchingPursuit", "PursuitCurve", "encode_with", "pursuit_curve"],
         "mutual_choice": ["AuxZipf", "FeatureBudget", "fit_zipf"],
         "rules": ["Matryoshka", "MultiTopK", "Resample", "Rule"],

@@ -14,6 +14,7 @@ from sparselens.sae.activations import (
 )
 from sparselens.sae.decoders import Bypass, Decoder
 from sparselens.sae.groupmax import GroupMax
+from sparselens.sae.itda import Atoms
 from sparselens.sae.losses import GatedL1, PerBatch, SteeredL1, TargetL0
 from sparselens.sae.mp import MatchingPursuit, Pursued
 from sparselens.sae.mutual_choice import FeatureBudget
@@ -23,7 +24,8 @@ from sparselens.sae.topafa import MatchNorm, TopAFA
 ACTIVATIONS: dict[str, type[Activation]] = {
     part.name: part
     for part in (
-        ReLU, JumpReLU, Gated, TopK, AbsTopK, BatchTopK, BatchAbsTopK, FeatureChoice, TopAFA, GroupMax, MatchingPursuit
+        ReLU, JumpReLU, Gated, TopK, AbsTopK, BatchTopK, BatchAbsTopK, FeatureChoice, TopAFA, GroupMax,
+        MatchingPursuit, Atoms,
     )
 }
 # Parts that take the place of the linear decoder, and parts that go around the codes, by the name files use.

@@ -53,8 +53,9 @@ def pursue(
     k: int,
     tol: float = 0.0,
     gram: Float[Tensor, "d_sae d_sae"] | None = None,
+    signed: bool = False,
 ) -> Pursuit:
-    """Matching pursuit with non-negative gains.
+    """Matching pursuit, by default with non-negative gains.
 
     Args:
         x: rows to take apart.
@@ -62,6 +63,7 @@ def pursue(
         k: most steps. A row stops when nothing leans on it any more, or at
         tol: this share of its own norm.
         gram: `atoms @ atoms.T`. With it a step costs d_sae operations a row, without it d_sae * d.
+        signed: pick the largest product in size, so that gains may be negative.
     """
     values, residual = x.new_zeros(len(x), k), x.new_zeros(len(x), k)
     indices = torch.zeros(len(x), k, dtype=torch.int64, device=x.device)
@@ -71,9 +73,9 @@ def pursue(
         floor, least = tol * tol * square, LEAST * square.sqrt()[:, None]
         lean = rest @ atoms.T
         for step in range(k):
-            best = largest_of_token(lean, 1)
+            best = largest_of_token(lean, 1, signed)
             gain = lean.gather(1, best)
-            gain *= (gain > least) & (square > floor)[:, None]
+            gain *= ((gain.abs() if signed else gain) > least) & (square > floor)[:, None]
             values[at, step], indices[at, step] = gain[:, 0], best[:, 0]
             square = (square - gain[:, 0].square()).clamp_min_(0)
             residual[at, step] = square.sqrt()
@@ -114,9 +116,10 @@ class MatchingPursuit(Activation):
         atoms = sae.W_dec
         norms = atoms.norm(dim=1)
         unit = atoms / norms[:, None]
-        found = pursue(x.detach(), unit.detach(), self.k, self.tol, self._products(atoms, unit.detach()))
+        table = self._products(atoms, unit.detach())
+        found = pursue(x.detach(), unit.detach(), self.k, self.tol, table, self.signed)
         tracked = torch.is_grad_enabled() and (x.requires_grad or atoms.requires_grad)
-        gains = replay(x, unit, found.indices, found.values > 0) if tracked else found.values
+        gains = replay(x, unit, found.indices, found.values != 0) if tracked else found.values
         return merged(gains / norms[found.indices], found.indices, sae.d_sae)
 
     def _products(self, atoms: Tensor, unit: Tensor) -> Tensor | None:
@@ -128,8 +131,8 @@ class MatchingPursuit(Activation):
             self._gram = stamp, unit @ unit.T
         return self._gram[1]
 
-    def __deepcopy__(self, memo: dict) -> "MatchingPursuit":
-        return MatchingPursuit(self.k, self.tol)
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_gram": None}  # a copy makes its own
 
 
 def replay(
@@ -173,7 +176,7 @@ class Pursued(Rule):
         # the table of products is as large as d_sae^2, and worth it where as many steps are made
         table = fixed @ fixed.T if len(x) * part.k > len(fixed) and len(fixed) ** 2 <= GRAM else None
         found = pursue(x, fixed, part.k, part.tol, table)
-        gains = replay(s.centred, unit, found.indices, found.values > 0)
+        gains = replay(s.centred, unit, found.indices, found.values != 0)
         return merged(gains, found.indices, model.d_sae)
 
     def loss(self, t: "SAETrainer", s: Step) -> Tensor | None:

@@ -136,7 +136,8 @@ def test_scores_are_in_float32_where_half_precision_would_overflow():
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_two_threads_give_the_bits_of_one(dtype):
+def test_two_threads_give_the_bits_of_one(dtype, monkeypatch):
+    monkeypatch.setattr(kernels, "BYTES_PER_THREAD", 1 << 17)
     weight, factors, x, scale, bias = layer(530, 777, 33, dtype)
     columns = Columns(weight, factors)
     assert columns.backend == "compiled"

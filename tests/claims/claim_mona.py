@@ -71,7 +71,7 @@ def spread_of_lengths(seed: int, what: int, **settings) -> tuple[float, float]:
 
 def row(claim: str, data: str, baseline, result, holds: bool, seeds: int = len(SEEDS)) -> dict:
     return {"paper": PAPER, "claim": claim, "data": data, "seeds": seeds, "baseline": float(np.mean(baseline)),
-            "result": float(np.mean(result)), "spread": float(np.std(result)), "holds": holds}
+            "result": float(np.mean(result)), "spread": float(np.std(result)), "holds": bool(holds)}
 
 
 def superposition() -> dict:
