@@ -55,7 +55,7 @@ def _genre_rows(emb: sl.SAEEmbedding) -> list[dict]:
 
     documents, random = emb.documents, np.random.default_rng(0)
     genre, held = documents["genre"].to_numpy(), documents["held_out"].to_numpy()
-    found, auc, ceiling, matched = [], [], [], []
+    found, auc, spread, ceiling, matched = [], [], [], [], []
     for one in np.unique(genre):
         sides = []
         for where in (~held, held):
@@ -65,9 +65,13 @@ def _genre_rows(emb: sl.SAEEmbedding) -> list[dict]:
         difference = sl.diff(*sides[0])
         found.append(len(difference.significant(LEVEL)))
         matched.append(len(sl.diff(*sides[0], match_length=True).significant(LEVEL)))
-        for scores, features, c in ((auc, difference.frame["feature"][:TOP], 1.0), (ceiling, range(emb.d_sae), 0.001)):
+        y = [np.repeat([1, 0], [len(e) for e in pair]) for pair in sides]
+        sure = difference.significant(LEVEL)["feature"].tolist()
+        sure = sure if len(sure) >= TOP else difference.frame["feature"][: 5 * TOP].tolist()
+        choices = ((auc, difference.frame["feature"][:TOP], 1.0), (spread, _sparse_choice(sides[0], y[0], sure), 1.0),
+                   (ceiling, range(emb.d_sae), 0.001))
+        for scores, features, c in choices:
             x = [np.concatenate([e.matrix[:, list(features)].toarray() for e in pair]) for pair in sides]
-            y = [np.repeat([1, 0], [len(e) for e in pair]) for pair in sides]
             model = make_pipeline(StandardScaler(), LogisticRegression(C=c)).fit(x[0], y[0])
             scores.append(roc_auc_score(y[1], model.predict_proba(x[1])[:, 1]))
     nothing = []
@@ -85,9 +89,25 @@ def _genre_rows(emb: sl.SAEEmbedding) -> list[dict]:
          "spread": f"{min(found)} to {max(found)} over genres", "holds": min(found) >= 20 and max(nothing) <= 1},
         {**shared, "claim": "the 10 features that differ most tell the genre from the rest on held-out paragraphs: "
                             "mean AUC of a logistic regression above 0.85",
-         "baseline": "chance 0.5", "result": f"{np.mean(auc):.3f}; with all features {np.mean(ceiling):.3f}",
+         "baseline": "chance 0.5",
+         "result": f"{np.mean(auc):.3f}; 10 of the significant ones chosen by an L1 penalty {np.mean(spread):.3f}; all "
+                   f"features {np.mean(ceiling):.3f}",
          "spread": f"{min(auc):.2f} to {max(auc):.2f} over genres", "holds": float(np.mean(auc)) > 0.85},
     ]
+
+
+def _sparse_choice(pair: tuple, y: np.ndarray, features: list[int]) -> list[int]:
+    """The first features that a logistic regression takes up as its L1 penalty is lowered: ten that differ in kind."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    x = StandardScaler().fit_transform(np.concatenate([e.matrix[:, features].toarray() for e in pair]))
+    weights = np.zeros(len(features))
+    for c in np.geomspace(0.001, 1, 40):
+        weights = LogisticRegression(C=c, penalty="l1", solver="liblinear").fit(x, y).coef_[0]
+        if (weights != 0).sum() >= TOP:
+            break
+    return [features[i] for i in np.argsort(-np.abs(weights))[:TOP]]
 
 
 def _dialogue_rows(path: Path, m: sl.LiveModel, sae: sl.SAE) -> list[dict]:
