@@ -1,5 +1,6 @@
 """Gradient-aware TopK: latents that move the loss are chosen, at a price in reconstruction."""
 
+from itertools import pairwise
 from statistics import mean
 
 import torch
@@ -44,7 +45,7 @@ def run() -> list[dict]:
     few = [measured(seed, 3) for seed in SEEDS]
     enough = [measured(seed, 5) for seed in SEEDS]
     added, squared = ([mean(found[i][b] for found in few) for b in range(len(BETAS))] for i in range(2))
-    falls = all(all(a > b for a, b in zip(f[0], f[0][1:])) for f in few)  # noqa: B905
+    falls = all(all(a > b for a, b in pairwise(f[0])) for f in few)
     data = f"exact dictionary: 24 loud directions without effect, 24 quiet ones that drive 10 logits; beta {BETAS}"
     gap = max(max(map(abs, found[0])) for found in enough)
     return [

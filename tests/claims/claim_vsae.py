@@ -1,5 +1,6 @@
 """The variational SAE, a negative result: noise on latents costs reconstruction; the published term is a penalty."""
 
+
 import torch
 
 import sparselens as sl
@@ -45,11 +46,12 @@ def run() -> list[dict]:
     return [
         {
             **shared,
-            "claim": "the fvu rises with the noise that latents are trained with",
+            "claim": "the fvu rises with the noise that latents are trained with (beyond its spread over seeds)",
             "baseline": f"TopK fvu {left['topk']:.3f}, recovered {back['topk']:.2f}",
             "result": f"sigma {', '.join(map(str, SIGMAS))}: fvu {listed(noisy[1:], 3)}; recovered "
             f"{listed(back[f'noise {s}'] for s in SIGMAS)}",
-            "holds": noisy == sorted(noisy),
+            "holds": all(b > a - spread for a, b in zip(noisy, noisy[1:], strict=False))
+            and noisy[-1] > noisy[0] + spread,
         },
         {
             **shared,
