@@ -76,9 +76,12 @@ class TopAFA(Activation):
 class MatchNorm(Rule):
     """Trains top-AFA: squared error, and the squared difference between the norm of the code and that of the input.
 
+    Both the selection and this loss look at the centred input. The published code compares codes with the input as it
+    is; where the activations have a mean, the two then pull against each other and one latent is left.
+
     Args:
         weight: of that difference, against the squared error per number. It takes the place of k: a larger one keeps
-            more latents.
+            fewer latents, whose norms fit better.
     """
 
     weight: float = 1 / 32
@@ -89,7 +92,7 @@ class MatchNorm(Rule):
     def loss(self, t: "SAETrainer", s: Step) -> Tensor:
         weighed = s.codes if s.model.rank_by_decoder_norm else s.codes * s.model.W_dec.norm(dim=1)
         norms = (weighed.square().sum(1) + 1e-12).sqrt()
-        return s.y.shape[1] * self.weight * (norms - s.x.norm(dim=1)).square().mean()
+        return s.y.shape[1] * self.weight * (norms - s.centred.detach().norm(dim=1)).square().mean()
 
 
 @dataclass(frozen=True)

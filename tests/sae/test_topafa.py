@@ -23,7 +23,7 @@ def test_with_orthonormal_rows_the_code_is_exact_and_so_are_the_counts():
     x = truth @ sae.W_dec
     z = sae.encode(x)
     torch.testing.assert_close(z, truth, atol=1e-5, rtol=0)
-    assert torch.equal((z > 0).sum(1), (truth > 0).sum(1))
+    assert torch.equal((z > 1e-5).sum(1), (truth > 0).sum(1))  # rounding may let a latent of 1e-7 in
     torch.testing.assert_close(zf(sae, x).ratio, torch.ones(200))
 
 
@@ -94,14 +94,15 @@ def test_quasi_orthogonality_is_that_of_the_whole_product():
 
 
 def test_it_trains_and_its_weight_takes_the_place_of_k():
-    x, _ = planted(rows=3000)
+    x, _ = planted(rows=3000)  # with a mean, which the loss must not ask of the codes
     settings = {"d_sae": 96, "n_tokens": 60_000, "batch_size": 512, **QUIET}
-    found = {}
+    off, l0 = {}, {}
     for weight in (1e-3, 1.0):
         sae, _ = train_sae(x, architecture="topafa", rules=[MatchNorm(weight)], **settings)
-        found[weight] = abs(float(zf(sae, x).ratio.median()) - 1)
+        off[weight], l0[weight] = abs(float(zf(sae, x).ratio.median()) - 1), sae.metadata["l0"]
         assert sae.metadata["fvu"] < 0.5
-    assert found[1.0] < found[1e-3]
+    assert off[1.0] < 0.2 * off[1e-3]
+    assert l0[1.0] < 0.9 * l0[1e-3]
 
 
 def test_the_result_shows_itself():
