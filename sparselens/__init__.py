@@ -6,7 +6,8 @@ __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["activation", "attach", "datasets", "embeddings", "errors", "measure", "models", "sae", "views"],
+    submodules=["activation", "attach", "datasets", "embeddings", "errors", "measure", "models", "reasoning", "sae",
+                "views"],
     submod_attrs={
         "activation": ["CATS", "RSparse", "RandomChannels", "TEAL", "WINA", "calibrate"],
         "attach": ["ablate", "edit", "replace", "steer"],
@@ -17,6 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "measure": ["compare", "fidelity", "sweep"],
         "models": ["LiveModel", "load_model", "wrap"],
+        "reasoning": ["Traces", "read_traces", "split_steps"],
         "sae": [
             "AuxZipf", "BiasAdaptation", "FeatureChoice", "GaussianPrior", "GradTopK", "Latents", "MatchingPursuit",
             "Matryoshka", "Resample", "SAE", "TopAFA", "bidirectionality", "build_itda", "encode_with",

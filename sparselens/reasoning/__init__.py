@@ -1,0 +1,12 @@
+"""Chains of thought, step by step: split them, read a model's states for each step, probe, vote, find patterns."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "arithmetic": ["check_arithmetic", "final_number"],
+        "steps": ["Step", "Steps", "split_steps"],
+        "traces": ["Trace", "Traces", "read_traces"],
+    },
+)
