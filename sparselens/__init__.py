@@ -6,8 +6,8 @@ __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["activation", "attach", "datasets", "embeddings", "errors", "measure", "models", "reasoning", "sae",
-                "views"],
+    submodules=["activation", "attach", "costs", "datasets", "embeddings", "errors", "measure", "models", "reasoning",
+                "sae", "views"],
     submod_attrs={
         "activation": ["CATS", "RSparse", "RandomChannels", "TEAL", "WINA", "calibrate"],
         "attach": ["ablate", "edit", "replace", "steer"],
