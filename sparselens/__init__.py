@@ -18,7 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "measure": ["compare", "fidelity", "sweep"],
         "models": ["LiveModel", "load_model", "wrap"],
-        "reasoning": ["Traces", "read_traces", "split_steps"],
+        "reasoning": ["StepProbe", "Traces", "planted_chains", "read_traces", "split_steps", "step_states"],
         "sae": [
             "AuxZipf", "BiasAdaptation", "FeatureChoice", "GaussianPrior", "GradTopK", "Latents", "MatchingPursuit",
             "Matryoshka", "Resample", "SAE", "TopAFA", "bidirectionality", "build_itda", "encode_with",

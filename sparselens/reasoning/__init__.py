@@ -6,6 +6,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "arithmetic": ["check_arithmetic", "final_number"],
+        "problems": ["planted_chains"],
+        "scores": ["Score", "auroc", "calibration_error", "grouped_split"],
+        "states": ["StepStates", "step_states"],
+        "step_probe": ["StepProbe"],
         "steps": ["Step", "Steps", "split_steps"],
         "traces": ["Trace", "Traces", "read_traces"],
     },
