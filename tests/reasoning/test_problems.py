@@ -67,7 +67,8 @@ def test_right_and_wrong_problems_are_drawn_alike():
 def test_seeds_and_shares():
     assert sl.planted_chains(20, seed=1).items == sl.planted_chains(20, seed=1).items
     assert sl.planted_chains(20, seed=1).items != sl.planted_chains(20, seed=2).items
-    assert all(sl.planted_chains(9, share_wrong=0.0).verdicts) and not any(sl.planted_chains(9, share_wrong=1.0).verdicts)
+    assert all(sl.planted_chains(9, share_wrong=0.0).verdicts)
+    assert not any(sl.planted_chains(9, share_wrong=1.0).verdicts)
     for wrong in ({"kind": "sums"}, {"n": 0}, {"share_wrong": 2.0}):
         with pytest.raises(InputError):
             sl.planted_chains(**wrong)
