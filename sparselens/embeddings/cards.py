@@ -37,7 +37,8 @@ def feature_card(
         feature: its number.
         sae: the dictionary, to find the features with the nearest decoder rows.
         m: the model, to name the words whose logits the feature raises and lowers most (the logit lens). Needs `sae`;
-            left out for a dictionary that is not of the residual stream, where it says nothing.
+            left out for a dictionary that is not of the residual stream, where it says nothing. The live card then
+            also has a box in which the model reads a sentence of your own.
         k: texts to show.
         labels: descriptions of features, by number; others are described by the tokens they fire on.
 
@@ -69,7 +70,16 @@ def feature_card(
         neighbours=[(other, text or _SILENT, cosine) for (other, cosine), text in zip(near, texts[1:], strict=True)],
         promotes=words,
         load=lambda other: feature_card(emb, other, sae, m, k=k, labels=labels),
+        read=None if m is None or sae is None else lambda text: _read(text, emb, feature, sae, m),
     )
+
+
+def _read(text: str, emb: "SAEEmbedding", feature: int, sae: "SAE", m: "LiveModel") -> tuple[list[str], np.ndarray]:
+    """The tokens of a new text, read as those of the embedding were, and the feature's value on each."""
+    from sparselens.embeddings.reading import embed
+
+    one = embed([text], m, sae, role=emb.info["role"], skip_first=emb.info["skip_first"], progress=False)
+    return one.tokens(0), one.activations(0, feature)
 
 
 def token_values(emb: "SAEEmbedding", feature: int) -> np.ndarray:

@@ -29,8 +29,11 @@ if TYPE_CHECKING:
     import pandas
 
     import sparselens.views.card_widget
+    from sparselens.views.tokens import TokenView
 
 Rows = Sequence[Mapping[str, Any]]
+#: `read(text)` gives the tokens of a text and a feature's value on each.
+Reader = Callable[[str], tuple[Sequence[str], Any]]
 
 _BINS = 24
 _HEIGHT = 64  # pixels of the highest bar
@@ -50,6 +53,7 @@ def card_view(
     neighbours: Sequence[tuple[int, str, float]] = (),
     promotes: Sequence[str] = (),
     load: "Callable[[int], FeatureCard] | None" = None,
+    read: Reader | None = None,
 ) -> "FeatureCard":
     """Show one feature.
 
@@ -64,6 +68,8 @@ def card_view(
         neighbours: nearest features as `(feature, description, cosine of the decoder rows)`.
         promotes: words whose logits it raises most.
         load: gives the card of another feature; the live view then goes from card to card.
+        read: `read(text)` lets the model read a text and gives its tokens and the feature's value on each; the live
+            view then has a box to test a sentence.
 
     Raises:
         InputError: it fires in more texts than there are.
@@ -74,7 +80,8 @@ def card_view(
     array = as_array(values).ravel()
     words = tuple(map(str, promotes))
     near = tuple((int(other), str(text), float(cosine)) for other, text, cosine in neighbours)
-    return FeatureCard(int(feature), list(rows), array, n_documents, n_firing, description, method, near, words, load)
+    return FeatureCard(int(feature), list(rows), array, n_documents, n_firing, description, method, near, words, load,
+                       read)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -91,6 +98,7 @@ class FeatureCard(View):
     neighbours: tuple[tuple[int, str, float], ...] = ()
     promotes: tuple[str, ...] = ()
     load: "Callable[[int], FeatureCard] | None" = None
+    read: Reader | None = None
 
     def __repr__(self) -> str:
         return f"FeatureCard(feature {self.feature}: fires in {self.n_firing:,} of {self.n_documents:,} documents)"
@@ -131,6 +139,19 @@ class FeatureCard(View):
             "value": [float(v[np.abs(v).argmax()]) if len(v) else 0.0 for v in peaks],
             "text": [clean("".join(row["tokens"])) for row in self.rows],
         })
+
+    def test(self, text: str) -> "TokenView":
+        """Let the model read a text, and show on which of its tokens the feature fires.
+
+        Raises:
+            InputError: no model is at hand, or the text is empty.
+        """
+        if self.read is None:
+            raise InputError("no model is at hand to read the text: make the card with the model and its dictionary.")
+        from sparselens.views.tokens import token_view
+
+        labels = {self.feature: self.description} if self.description else None
+        return token_view(*self.read(text), features=[self.feature], labels=labels)
 
     def to_html(self, max_bytes: int = STATIC_BYTES) -> str:
         """Return the card without its live parts."""
@@ -203,5 +224,5 @@ class FeatureCard(View):
         return CardWidget(self)
 
     def portable(self) -> "sparselens.views.card_widget.CardWidget":
-        """Return the widget without a way to other cards."""
-        return replace(self, load=None)._widget()
+        """Return the widget without a way to other cards, and without a model."""
+        return replace(self, load=None, read=None)._widget()

@@ -1,7 +1,5 @@
 """The live sparsity dial, with an answer of the model at the chosen setting beside the dense one."""
 
-import threading
-import time
 from typing import Any
 
 import numpy as np
@@ -10,13 +8,8 @@ import traitlets
 from sparselens.errors import InputError
 from sparselens.views.base import clean
 from sparselens.views.dial import COSTS, Answer, SparsityDial
+from sparselens.views.turns import Turn, Turns
 from sparselens.views.widgets import ViewWidget, read_static
-
-_SEND_SECONDS = 0.05  # shortest time between two messages to the browser
-
-
-class _Stopped(BaseException):
-    """The reader pressed stop. Not an `Exception`, so that handlers for faults let it through."""
 
 
 class DialWidget(ViewWidget):
@@ -60,9 +53,7 @@ class DialWidget(ViewWidget):
 
     def __init__(self, view: SparsityDial) -> None:
         self._answer: Answer | None = None
-        self._turn = 0  # of the last start or stop; a thread of an earlier turn ends
-        self._lock = threading.Lock()  # one thread at a time has the model
-        self._thread: threading.Thread | None = None
+        self._turns = Turns()
         self._asked: str | None = None  # the prompt of the whole dense answer that is shown
         frame, metrics = view.frame, view.metrics
         codes = frame["method"].map(view.methods.index)
@@ -123,58 +114,40 @@ class DialWidget(ViewWidget):
 
     @traitlets.observe("running")
     def _start_or_stop(self, change: Any) -> None:
-        self._turn += 1
-        if change["new"]:
-            work = (self._turn, self.method, self.sparsity, self.prompt)
-            self._thread = threading.Thread(target=self._work, args=work, daemon=True)
-            self._thread.start()
+        if not change["new"]:
+            self._turns.end()
+            return
+        method, sparsity, prompt = self.method, self.sparsity, self.prompt
 
-    def _work(self, turn: int, method: str, sparsity: float, prompt: str) -> None:
-        with self._lock:  # a run that is being stopped has taken its hands off the model by then
-            try:
-                self.sparse_answer = self.sparse_note = ""
-                if self._asked != prompt:
-                    self._asked = None
-                    self.dense_answer = self.dense_note = ""
-                    self.status = "the dense model answers"
-                    self._stream(turn, "dense", method, 0.0, prompt)
-                    self._asked = prompt
-                self.status = f"{method} at {sparsity:.0%} answers"
-                self._stream(turn, "sparse", method, sparsity, prompt)
-                self.status = ""
-            except _Stopped:
-                self.status = "stopped"
-            except Exception as error:  # nobody else would see it
-                self.status = clean(f"{type(error).__name__}: {error}", 400)
-            finally:
-                if turn == self._turn:
-                    self.running = False
+        def work(turn: Turn) -> None:
+            self.sparse_answer = self.sparse_note = ""
+            if self._asked != prompt:
+                self._asked = None
+                self.dense_answer = self.dense_note = ""
+                self.status = "the dense model answers"
+                self._stream(turn, "dense", method, 0.0, prompt)
+                self._asked = prompt
+            self.status = f"{method} at {sparsity:.0%} answers"
+            self._stream(turn, "sparse", method, sparsity, prompt)
 
-    def _stream(self, turn: int, side: str, method: str, sparsity: float, prompt: str) -> None:
-        said: list[str] = []
-        sent = began = time.monotonic()
+        self._turns.begin(work, self._tell, self._done)
 
-        def show() -> None:
-            setattr(self, f"{side}_answer", clean("".join(said)))
-            setting = f"{method} at {sparsity:.0%}" if sparsity else "dense"
-            setattr(self, f"{side}_note", f"{setting} · {len(said)} pieces in {time.monotonic() - began:.1f} s")
+    def _tell(self, status: str) -> None:
+        self.status = status
 
-        def say(piece: str) -> None:
-            nonlocal sent
-            if turn != self._turn:
-                raise _Stopped
-            said.append(str(piece))
-            if time.monotonic() - sent >= _SEND_SECONDS:
-                show()
-                sent = time.monotonic()
+    def _done(self) -> None:
+        self.running = False
 
-        assert self._answer is not None
-        try:
-            self._answer(method, sparsity, prompt, say)
-            if turn != self._turn:
-                raise _Stopped
-        finally:
-            show()
+    def _stream(self, turn: Turn, side: str, method: str, sparsity: float, prompt: str) -> None:
+        answer = self._answer
+        assert answer is not None
+
+        def show(text: str, note: str) -> None:
+            setattr(self, f"{side}_answer", text)
+            setattr(self, f"{side}_note", note)
+
+        name = f"{method} at {sparsity:.0%}" if sparsity else "dense"
+        turn.listen(lambda say: answer(method, sparsity, prompt, say), show, name)
 
     def __repr__(self) -> str:
         return f"DialWidget({self.method} at {self.sparsity:.0%}; {len(self.view.frame)} settings)"

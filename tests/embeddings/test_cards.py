@@ -72,3 +72,13 @@ def test_bad_input(made):
         other.W_dec += 0.1
     with pytest.raises(FitError, match="not the one the texts were embedded with"):
         sl.feature_card(emb, 5, other)
+
+
+def test_a_sentence_is_read_as_the_texts_were(made):
+    m, sae, emb = made
+    feature = int(emb.features.sort_values("density").iloc[-1]["feature"])
+    view = sl.feature_card(emb, feature, sae, m).test("the cat sat on the mat")
+    assert view.tokens == emb.tokens(0)
+    np.testing.assert_array_equal(view.values[:, 0], emb.activations(0, feature))
+    with pytest.raises(InputError, match="no model is at hand"):
+        sl.feature_card(emb, feature).test("the cat")

@@ -172,7 +172,7 @@ class Model:
 def run(dial) -> None:
     dial.running = True
     wait_until(lambda: not dial.running)
-    dial._thread.join(10)
+    dial._turns.thread.join(10)
 
 
 def test_both_models_answer():
@@ -205,7 +205,7 @@ def test_stop_stops_soon_and_takes_the_model_off():
     wait_until(lambda: dial.dense_answer)
     began = time.monotonic()
     dial.running = False
-    dial._thread.join(10)
+    dial._turns.thread.join(10)
     assert time.monotonic() - began < 0.3
     assert (model.running, dial.status, dial.sparse_answer) == (0, "stopped", "")
     assert 0 < len(dial.dense_answer) < 10_000
@@ -220,7 +220,7 @@ def test_a_new_run_waits_until_the_old_one_is_off():
         dial.running = True
         time.sleep(0.02)
     wait_until(lambda: not dial.running)
-    dial._thread.join(10)
+    dial._turns.thread.join(10)
     assert model.most == 1
     assert dial.sparse_note.startswith("TEAL at 65%")
     assert dial.sparse_answer == "x" * 400

@@ -1,6 +1,7 @@
 """The widgets of differences, maps, networks and cards without a browser."""
 
 import json
+import time
 
 import numpy as np
 import pandas as pd
@@ -270,3 +271,57 @@ def test_pairs_without_texts():
     frame = pd.DataFrame({"feature_a": [1], "feature_b": [2], "npmi": [0.5], "support": [9]})
     widget = network_view(frame).explore()
     assert widget.store[0]["sides"] == [0, 0]
+
+
+def reading_card(feature: int, pause: float = 0.0):
+    """A card whose model fires on the words that begin with the letter of its number."""
+
+    def read(text):
+        time.sleep(pause)
+        if "fail" in text:
+            raise ValueError("cannot <b>read</b> that")
+        words = text.split()
+        return words, [float(len(word)) * word.startswith(chr(97 + feature)) for word in words]
+
+    return card_view(feature, [hostile_row()], [1.0, 2.0], n_documents=2, n_firing=1, read=read, load=reading_card)
+
+
+def finish(widget) -> None:
+    widget._turns.thread.join(10)
+
+
+def test_a_sentence_is_tested():
+    widget = reading_card(0).explore()
+    widget.test_text = "an apple in bed"
+    finish(widget)
+    packed = widget.result
+    np.testing.assert_allclose(np.frombuffer(packed["values"], "<f2") * packed["peak"], [2, 5, 0, 0], rtol=1e-3)
+    assert widget.status == ""
+    widget.feature = 1  # the same sentence for another feature
+    finish(widget)
+    assert widget.result["peak"] == 3.0
+    widget.test_text = "fail"
+    finish(widget)
+    assert (widget.status, widget.result) == ("ValueError: cannot <b>read</b> that", {})
+    widget.test_text = "   "
+    assert widget.result == {}
+
+
+def test_the_last_sentence_wins():
+    widget = reading_card(0, pause=0.05).explore()
+    for text in ("a", "aa", "aaa"):
+        widget.test_text = text
+    finish(widget)
+    assert widget.result["peak"] == 3.0
+    assert widget.status == ""
+
+
+def test_without_a_model_no_sentence_is_tested():
+    card = a_card()
+    assert card.explore().can_test is False
+    with pytest.raises(InputError, match="no model is at hand"):
+        card.explore().test_text = "a"
+    with pytest.raises(InputError, match="no model is at hand"):
+        card.test("a")
+    assert reading_card(0).test("an egg").values[:, 0].tolist() == [2, 0]
+    assert reading_card(0).portable().can_test is False
