@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "concept_map", "correlate", "diff", "embed", "feature_card", "hypothesize", "label_features",
             "relabel_features", "retrieve", "select", "trend", "verify_hypotheses",
         ],
-        "measure": ["compare", "fidelity", "sweep"],
+        "measure": ["compare", "fidelity", "intervention_panel", "sweep"],
         "models": ["LiveModel", "load_model", "wrap"],
         "reasoning": ["StepProbe", "Traces", "planted_chains", "read_traces", "split_steps", "step_states"],
         "sae": [

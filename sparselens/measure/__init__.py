@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "frontiers": ["Frontier", "compare"],
+        "interventions": ["compare_answers", "intervention_panel"],
         "metrics": [
             "ActiveSum",
             "FvuSum",

@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "maps": ["ConceptMap", "map_view"],
         "scores": ["score_bars", "score_histogram"],
         "networks": ["CorrelationNetwork", "network_view"],
+        "panel": ["InterventionPanel", "Knob", "panel_view"],
         "selection": ["Selection"],
         "sparsity_figures": ["allocation_bars", "landscape", "rho_grid", "score_scatter"],
         "tokens": ["TokenView", "token_view"],

@@ -29,8 +29,8 @@ class DialWidget(ViewWidget):
     """
 
     view: SparsityDial
-    _esm = read_static("shared.js", "dial_plot.js", "dial.js")
-    _css = read_static("shared.css", "dial.css")
+    _esm = read_static("shared.js", "answers.js", "dial_plot.js", "dial.js")
+    _css = read_static("shared.css", "answers.css", "dial.css")
 
     title = traitlets.Unicode(read_only=True).tag(sync=True)
     note = traitlets.Unicode(read_only=True).tag(sync=True)

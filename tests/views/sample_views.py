@@ -1,17 +1,23 @@
 """Views with hostile texts in every place, shared by the tests of the views and of the browser."""
 
+import time
+
 import numpy as np
 import pandas as pd
 
+from sparselens.errors import InputError
 from sparselens.views import (
     ConceptMap,
     CorrelationNetwork,
     DiffView,
     FeatureCard,
+    InterventionPanel,
+    Knob,
     card_view,
     diff_view,
     map_view,
     network_view,
+    panel_view,
 )
 from tests.views.samples import HOSTILE, diff_examples, diff_frame
 
@@ -66,4 +72,42 @@ def a_card(feature: int = 41, loads: bool = True) -> FeatureCard:
     )
 
 
-VIEWS = {"diff": a_diff, "map": a_map, "network": a_network, "card": a_card}
+def a_panel(words: int = 3, pause: float = 0.0, watch: list[int] | None = None) -> InterventionPanel:
+    """Features 41 (set to 8) and 7. The answer is "one two three", with the second word saying what is set."""
+    busy: list[int] = []
+
+    def answer(values, prompt, say):
+        busy.append(1)
+        if watch is not None:
+            watch.append(len(busy))
+        try:
+            said = ", ".join(f"{feature}={value:g}" for feature, value in values.items())
+            for word in ["one", f" {said}" if said else " two", " three", *[" more"] * (words - 3)]:
+                time.sleep(pause)
+                say(word)
+        finally:
+            busy.pop()
+
+    def measure(values, prompt, untouched, steered):
+        sides = {"untouched": untouched.split(), "steered": steered.split()}
+        rows = [{"side": side, "position": i, "token": token, "logprob": -0.5,
+                 "kl": 0.25 if side == "untouched" else np.nan}
+                for side, tokens in sides.items() for i, token in enumerate(tokens)]
+        return pd.DataFrame(rows)
+
+    def find(feature):
+        if feature >= 1000:
+            raise InputError(f"there is no feature {feature}")
+        return Knob(feature, "found", 0.0, 4.0)
+
+    knobs = [Knob(41, HOSTILE[1], -10.0, 10.0, 8.0), Knob(7, HOSTILE[9])]
+    return panel_view(knobs, HOSTILE[0], answer=answer, measure=measure, find=find, title=HOSTILE[0],
+                      code=lambda values, prompt: f"values={dict(values)} prompt={prompt!r}")
+
+
+def an_answered_panel() -> InterventionPanel:
+    """The panel after a run of many words."""
+    return a_panel(words=300).run()
+
+
+VIEWS = {"diff": a_diff, "map": a_map, "network": a_network, "card": a_card, "panel": an_answered_panel}

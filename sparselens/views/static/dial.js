@@ -110,55 +110,6 @@ function buildNumbers(data, model) {
   return { node, update };
 }
 
-// A long text, its unseen characters named; `visible` alone would cut it.
-function whole(text) {
-  return (text.match(/[^]{1,400}/g) ?? []).map((part) => visible(part)).join("");
-}
-
-function buildAnswers(model, change) {
-  const node = make("div", "sl-ask");
-  const field = make("label");
-  const prompt = make("textarea");
-  prompt.rows = 2;
-  prompt.addEventListener("input", () => change({ prompt: prompt.value }));
-  field.append(make("span", "sl-muted", "prompt"), prompt);
-  const bar = make("div", "sl-field");
-  const start = button("answer at this setting", () => change({ running: true }));
-  const stop = button("stop", () => change({ running: false }));
-  const status = make("span", "sl-muted");
-  status.setAttribute("role", "status");
-  bar.append(start, stop, status);
-  const sides = ["dense", "sparse"].map((side) => {
-    const part = make("div");
-    const note = make("div", "sl-muted");
-    const text = make("div", "sl-code");
-    text.tabIndex = 0; // a long answer scrolls, and keys must reach it
-    text.setAttribute("role", "group");
-    text.setAttribute("aria-label", `${side} answer`);
-    part.append(make("div", "sl-name", side), note, text);
-    return { side, part, note, text };
-  });
-  const pair = make("div", "sl-answers");
-  pair.append(...sides.map(({ part }) => part));
-  node.append(field, bar, pair);
-  function update() {
-    const running = model.get("running");
-    node.style.display = model.get("can_answer") ? "" : "none";
-    if (prompt.value !== model.get("prompt")) prompt.value = model.get("prompt");
-    const held = node.getRootNode().activeElement;
-    start.disabled = running;
-    stop.disabled = !running;
-    if (held === start && running) stop.focus(); // a disabled button loses the focus
-    if (held === stop && !running) start.focus();
-    status.textContent = visible(model.get("status"));
-    for (const { side, note, text } of sides) {
-      note.textContent = visible(model.get(`${side}_note`));
-      text.textContent = whole(model.get(`${side}_answer`));
-    }
-  }
-  return { node, update };
-}
-
 function render({ model, el }) {
   const data = readSettings(model);
   const change = setter(model);
@@ -166,7 +117,8 @@ function render({ model, el }) {
   const controls = buildBar(data, model, change);
   const plot = new Plot(data, model, controls.move);
   const numbers = buildNumbers(data, model);
-  const answers = buildAnswers(model, change);
+  const sides = ["dense", "sparse"];
+  const answers = buildAnswers(model, change, { sides, go: "answer at this setting" });
   const parts = make("div", "sl-body");
   parts.append(plot.node, numbers.node);
   if (model.get("note")) numbers.node.append(make("p", "sl-muted", visible(model.get("note"))));
@@ -177,8 +129,7 @@ function render({ model, el }) {
     numbers.update();
   }
   const updates = { method: refresh, sparsity: refresh, x: refresh, y: refresh };
-  const asked = ["can_answer", "prompt", "running", "status", "dense_answer", "sparse_answer", "dense_note", "sparse_note"];
-  for (const name of asked) updates[name] = answers.update;
+  for (const name of answers.traits) updates[name] = answers.update;
   const clean = mount({ model, el, root, updates });
   refresh();
   answers.update();
