@@ -243,8 +243,8 @@ def _agrees() -> bool:
         ):
             if n != m or not torch.allclose(y.float(), truth.float(), rtol=bound, atol=10 * bound):
                 return False
-        whole = dense_row(x, weight, bias), weight @ x + bias
-        if not torch.allclose(*(y.float() for y in whole), rtol=bound, atol=10 * bound):
+        made, truth = dense_row(x, weight, bias).float(), (weight @ x + bias).float()
+        if not torch.allclose(made, truth, rtol=bound, atol=10 * bound):
             return False
     return True
 

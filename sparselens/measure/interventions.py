@@ -11,6 +11,7 @@ from torch import Tensor
 from sparselens.attach import fitting_places, steer
 from sparselens.errors import InputError
 from sparselens.measure.metrics import kl_per_token
+from sparselens.sae.latents import Latents
 
 if TYPE_CHECKING:
     import pandas
@@ -109,7 +110,7 @@ def _range(m: "LiveModel", sae: "SAE", reads: list[str], prompt: Any) -> tuple[f
     captured = m.capture(prompt, reads)
     x = torch.cat([captured[site] for site in reads], dim=-1)[captured.mask]
     codes = sae.encode(x[sae.applies(x)])
-    values = codes.values if hasattr(codes, "values") else codes
+    values = codes.values if isinstance(codes, Latents) else codes
     values = values[values != 0].float()
     if not len(values):
         return 10.0, False

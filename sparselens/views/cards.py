@@ -150,8 +150,8 @@ class FeatureCard(View):
             raise InputError("no model is at hand to read the text: make the card with the model and its dictionary.")
         from sparselens.views.tokens import token_view
 
-        labels = {self.feature: self.description} if self.description else None
-        return token_view(*self.read(text), features=[self.feature], labels=labels)
+        tokens, values = self.read(text)
+        return token_view(tokens, values, [self.feature], {self.feature: self.description} if self.description else {})
 
     def to_html(self, max_bytes: int = STATIC_BYTES) -> str:
         """Return the card without its live parts."""

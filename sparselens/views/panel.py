@@ -176,10 +176,10 @@ class InterventionPanel(View):
         if self.frame is None:
             return []
         sides = [self.frame[self.frame["side"] == side] for side in ("untouched", "steered")]
-        perplexity = [math.exp(-part["logprob"].mean()) if len(part) else math.nan for part in sides]
+        a, b = (math.exp(-part["logprob"].mean()) if len(part) else math.nan for part in sides)
         kl = sides[0]["kl"].mean() if len(sides[0]) else math.nan
         return [("tokens", float(len(sides[0])), float(len(sides[1]))),
-                ("perplexity to the untouched model", *perplexity),
+                ("perplexity to the untouched model", a, b),
                 ("KL to the steered model, nats a token", float(kl), math.nan)]
 
     def to_html(self, max_bytes: int = STATIC_BYTES) -> str:
@@ -260,7 +260,7 @@ def differing(a: str, b: str) -> tuple[list[tuple[str, bool]], list[tuple[str, b
     parts = [re.findall(r"\s*\S+|\s+$", text) for text in (a, b)]
     bare = [[word.strip() for word in words] for words in parts]
     new = [[True] * len(words) for words in parts]
-    for i, j, n in difflib.SequenceMatcher(None, *bare, autojunk=False).get_matching_blocks():
+    for i, j, n in difflib.SequenceMatcher(None, bare[0], bare[1], autojunk=False).get_matching_blocks():
         new[0][i : i + n] = new[1][j : j + n] = [False] * n
     left, right = (list(zip(words, marks, strict=True)) for words, marks in zip(parts, new, strict=True))
     return left, right

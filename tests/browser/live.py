@@ -23,7 +23,8 @@ START = """async ([esm, css, state, buffers, copies]) => {
     };
     const pack = value => {
         if (!(value instanceof DataView)) return value;
-        return { bytes: btoa(String.fromCharCode(...new Uint8Array(value.buffer, value.byteOffset, value.byteLength))) };
+        const bytes = new Uint8Array(value.buffer, value.byteOffset, value.byteLength);
+        return { bytes: btoa(String.fromCharCode(...bytes)) };
     };
     const model = {
         get: key => state[key],

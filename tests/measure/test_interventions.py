@@ -45,7 +45,8 @@ def test_numbers_agree_with_a_direct_computation(made):
     assert frame["side"].tolist() == sorted(frame["side"], reverse=True)
     for side, answer in (("untouched", " sat on"), ("steered", " in a hat")):
         part = frame[frame["side"] == side]
-        ids = torch.tensor([m.tokenizer("the cat")["input_ids"] + m.tokenizer(answer, add_special_tokens=False)["input_ids"]])
+        new = m.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([m.tokenizer("the cat")["input_ids"] + new])
         n = len(part)
         assert "".join(part["token"]) == answer
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The panel of interventions: values are checked, both answers come, stop stops, and the static form shows the last run."""
+"""The panel of interventions: values are checked, both answers come, stop stops, the last run is kept."""
 
 import math
 import time
