@@ -7,6 +7,15 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "abstopk": ["Bidirectionality", "Poles", "Twins", "bidirectionality", "pair_twins", "poles"],
         "activations": ["Activation", "FeatureChoice"],
+        "concepts": [
+            "ConceptAlignment",
+            "PosteriorLinearity",
+            "ProbeAgreement",
+            "concept_alignment",
+            "posterior_linearity",
+            "probe_agreement",
+            "read_pairs",
+        ],
         "decoders": ["Bypass", "Decoder"],
         "estimate": ["TrainingEstimate", "estimate_training"],
         "gba": ["BiasAdaptation", "Recovery", "SeedConsistency", "recovery", "seed_consistency"],
@@ -33,6 +42,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "sae": ["SAE"],
         "stats": ["ActiveSum", "FvuSum"],
         "store": ["ActivationStore", "harvest"],
+        "structured": ["CodeSplit", "LowRank", "SparseLowRank", "Structured", "code_split"],
         "train": ["train_sae"],
         "verify": ["Verification"],
         "vsae": ["GaussianPrior", "SelectionChurn", "selection_churn"],

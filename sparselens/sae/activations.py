@@ -10,6 +10,7 @@ from sparselens.sae.latents import Latents
 from sparselens.sae.selection import largest_of_batch, largest_of_token
 
 if TYPE_CHECKING:
+    from sparselens.sae.decoders import Bypass
     from sparselens.sae.sae import SAE
 
 
@@ -53,6 +54,10 @@ class Activation(nn.Module):
     def encode(self, sae: "SAE", x: Float[Tensor, "n d_in"]) -> Latents | Float[Tensor, "n d_sae"]:
         """Codes of rows that are normalised and centred already (`sae.centred`)."""
         return self(sae.linear(x))
+
+    def around(self, d_in: int, d_sae: int) -> "Bypass | None":
+        """The part that goes around the codes where none is given; None for an architecture without."""
+        return None
 
     def rescale(self, factor: float) -> None:
         """Follow a change of unit: pre-activations and codes come out `factor` times as large from now on."""

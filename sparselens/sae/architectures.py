@@ -19,18 +19,19 @@ from sparselens.sae.losses import GatedL1, PerBatch, SteeredL1, TargetL0
 from sparselens.sae.mp import MatchingPursuit, Pursued
 from sparselens.sae.mutual_choice import FeatureBudget
 from sparselens.sae.rules import PerToken, Rule
+from sparselens.sae.structured import LowRank, SparseLowRank, Structured
 from sparselens.sae.topafa import MatchNorm, TopAFA
 
 ACTIVATIONS: dict[str, type[Activation]] = {
     part.name: part
     for part in (
         ReLU, JumpReLU, Gated, TopK, AbsTopK, BatchTopK, BatchAbsTopK, FeatureChoice, TopAFA, GroupMax,
-        MatchingPursuit, Atoms,
+        MatchingPursuit, Atoms, Structured,
     )
 }
 # Parts that take the place of the linear decoder, and parts that go around the codes, by the name files use.
 DECODERS: dict[str, type[Decoder]] = {}
-BYPASSES: dict[str, type[Bypass]] = {}
+BYPASSES: dict[str, type[Bypass]] = {LowRank.name: LowRank}
 # How each is trained.
 RULES: dict[str, Rule] = {
     "relu": SteeredL1(),
@@ -44,6 +45,7 @@ RULES: dict[str, Rule] = {
     "featurechoice": FeatureBudget(),
     "topafa": MatchNorm(),
     "mp": Pursued(),
+    "structured": SparseLowRank(),
 }
 ALIASES = {"standard": "relu", "mutualchoice": "batchtopk", "tokenchoice": "topk"}
 

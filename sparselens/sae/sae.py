@@ -29,7 +29,7 @@ class SAE(nn.Module):
 
     Args:
         architecture: "topk", "abstopk", "batchtopk" ("mutualchoice"), "batch_abstopk", "featurechoice", "jumprelu",
-            "relu" ("standard"), "gated", "topafa"; or an activation part with settings of its own.
+            "relu" ("standard"), "gated", "topafa", "structured"; or an activation part with settings of its own.
         d_in: width of the activations it reads.
         d_sae: number of latents.
         k: latents kept per token (topk, abstopk: whole; batchtopk and the like: on average); not for the others.
@@ -98,7 +98,8 @@ class SAE(nn.Module):
                 raise InputError(f"{name} must be at least 1, not {size}.")
         self.d_in, self.d_sae, self.d_out = d_in, d_sae, d_out
         made = make_activation(architecture, d_sae, k) if isinstance(architecture, str) else architecture
-        self.activation, self.decoder, self.bypass = made, decoder, bypass
+        self.activation, self.decoder = made, decoder
+        self.bypass = made.around(d_in, d_sae) if bypass is None else bypass
         self.metadata: dict[str, Any] = dict(metadata or {})
         self.provenance: dict[str, Any] = {}
         facts = {"hook_name": site, "hook_name_out": site_out, "model_name": model_name, "max_norm": max_norm}

@@ -34,7 +34,8 @@ def measured_units(sae: SAE, x: Float[Tensor, "n d_in"], y: Float[Tensor, "n d_o
         shift = x.mean(0)
     read = _factors(x - shift, 1 if sae.tied else max(1, len(sae.reads)))
     written = read if not sae.is_transcoder else _factors(y, max(1, len(sae.writes)))
-    return Units(read, shift, written, written.log().mean().exp() if written.std(correction=0) else written[0].clone())
+    one = bool((written == written[0]).all())  # then exactly that factor: a mean of equal numbers may be off by rounding
+    return Units(read, shift, written, written[0].clone() if one else written.log().mean().exp())
 
 
 def _factors(x: Tensor, n_sites: int) -> Tensor:
