@@ -18,6 +18,15 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "decoders": ["Bypass", "Decoder"],
         "estimate": ["TrainingEstimate", "estimate_training"],
+        "fast": [
+            "AlphaSweep",
+            "Mixed",
+            "SpecialTokenReport",
+            "alpha_sweep",
+            "dialogue_activations",
+            "drop_repeats",
+            "special_token_report",
+        ],
         "gba": ["BiasAdaptation", "Recovery", "SeedConsistency", "recovery", "seed_consistency"],
         "gradtopk": [
             "GradTopK",
@@ -37,6 +46,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "formats": ["load_transcoders", "save_transcoders"],
         "latents": ["Latents", "to_dense", "to_csr", "active_counts"],
         "norms": ["InputNorm", "TokenScale"],
+        "public": ["FoundSAEs", "PublicSAE", "find_saes"],
         "registry": ["shipped"],
         "run": ["TrainingRun"],
         "sae": ["SAE"],

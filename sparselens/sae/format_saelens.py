@@ -75,7 +75,7 @@ _ARCHITECTURES = {
     "jumprelu_transcoder": _Layout("jumprelu", {"d_out"}, {"threshold"}),
     "jumprelu_skip_transcoder": _Layout("jumprelu", {"d_out"}, {"threshold", "W_skip"}, skip=True),
 }
-_NORMS = {"none": "none", "constant_norm_rescale": "unit_norm", "layer_norm": "layer_norm"}
+NORMS = {"none": "none", "constant_norm_rescale": "unit_norm", "layer_norm": "layer_norm"}
 # Facts of a file before v6 that belong into `metadata`.
 _FLAT_METADATA = (
     "model_name",
@@ -99,8 +99,8 @@ def detect(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
 
 
-def read(folder: Path, dtype: torch.dtype | None = torch.float32) -> SAE:
-    """Read a SAELens folder.
+def read(folder: Path, dtype: torch.dtype | None = torch.float32, norm: InputNorm | None = None) -> SAE:
+    """Read a SAELens folder; `norm` takes the place of the input normalisation that it names.
 
     Raises:
         FileFormatError: damaged or incomplete files, keys or tensors that are unknown or missing, or semantics
@@ -121,7 +121,7 @@ def read(folder: Path, dtype: torch.dtype | None = torch.float32) -> SAE:
         skip=layout.skip,
         subtract_b_dec=cfg.get("apply_b_dec_to_input", True),
         rank_by_decoder_norm=cfg.get("rescale_acts_by_decoder_norm", False),
-        input_norm=_read_norm(cfg, folder),
+        input_norm=norm or _read_norm(cfg, folder),
         metadata=copy.deepcopy(cfg.get("metadata", {})),
         seed=None,
     )
@@ -163,7 +163,7 @@ def write(sae: SAE, folder: Path) -> None:
         "dtype": str(sae.W_dec.dtype).removeprefix("torch."),
         "device": "cpu",
         "apply_b_dec_to_input": sae.subtract_b_dec,
-        "normalize_activations": {v: k for k, v in _NORMS.items()}.get(sae.input_norm.kind, "none"),
+        "normalize_activations": {v: k for k, v in NORMS.items()}.get(sae.input_norm.kind, "none"),
         "reshape_activations": "hook_z" if (sae.site or "").endswith("hook_z") else "none",
     }
     if sae.is_transcoder:
@@ -282,8 +282,8 @@ def _check_keys(cfg: dict[str, Any], folder: Path) -> None:
 
 def _read_norm(cfg: dict[str, Any], folder: Path) -> InputNorm:
     name = cfg.get("normalize_activations") or "none"
-    if name in _NORMS:
-        return InputNorm(_NORMS[name])
+    if name in NORMS:
+        return InputNorm(NORMS[name])
     scaler = folder / "activation_scaler.json"
     if name == "expected_average_only_in" and scaler.is_file():
         return InputNorm("scale", float(read_json(scaler)["scaling_factor"]))

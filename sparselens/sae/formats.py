@@ -18,8 +18,10 @@ from sparselens.sae import (
     format_saelens,
     format_sparsify,
     hub,
+    public,
     registry,
 )
+from sparselens.sae.norms import InputNorm
 from sparselens.sae.sae import SAE
 
 CARD = "card.json"
@@ -58,21 +60,54 @@ def load(
     shipped = registry.find(name)
     if shipped is not None:
         return read(shipped, dtype)
+    listed = public.find(name)
+    if listed is not None:
+        return _read_public(listed, dtype, revision, cache_dir, local_files_only)
     valid = registry.names()
     if name.startswith("hf://") or (name.count("/") >= 1 and name[0] not in "./~\\"):
         try:
             return read(hub.fetch(name, revision, cache_dir, local_files_only), dtype)
         except FetchError as error:
-            raise FetchError(f"{name!r} is nothing here and no shipped SAE ({', '.join(valid) or 'none here'}), and "
-                             f"{error}") from error  # fmt: skip
+            near = closest(name.partition("/")[0], public.releases())
+            raise FetchError(f"{name!r} is nothing here, no shipped SAE ({', '.join(valid) or 'none here'}) and no "
+                             f"public release of sl.find_saes(), and {error}{near}") from error  # fmt: skip
     raise InputError(
-        f"no SAE called {name!r}: it is no folder, no hub id (org/name or hf://org/name/folder) and none of the "
-        f"shipped ones ({', '.join(valid) or 'none here'}).{closest(name, valid)}"
+        f"no SAE called {name!r}: it is no folder, no hub id (org/name or hf://org/name/folder), none of the shipped "
+        f"ones ({', '.join(valid) or 'none here'}) and no release/id of sl.find_saes().{closest(name, valid)}"
     )
 
 
-def read(path: Path, dtype: torch.dtype | None = torch.float32) -> SAE:
+def _read_public(
+    listed: public.PublicSAE,
+    dtype: torch.dtype | None,
+    revision: str | None,
+    cache_dir: str | os.PathLike | None,
+    local_files_only: bool,
+) -> SAE:
+    """Fetch and read an SAE of the table, with what the table knows and the files do not say."""
+    path = hub.fetch(f"{listed.repo}/{listed.path}", revision, cache_dir, local_files_only)
+    norm = None
+    if listed.norm and listed.format == "saelens":
+        kind = format_saelens.NORMS.get(listed.norm)
+        norm = InputNorm("scale", float(listed.norm)) if kind is None else InputNorm(kind)
+    sae = read(path, dtype, norm)
+    known = {"model_name": listed.model, "hook_name": listed.site, "hook_name_out": listed.site_out, "l0": listed.l0}
+    if listed.centred:
+        known["model_from_pretrained_kwargs"] = {"center_writing_weights": True}
+    for key, value in known.items():
+        if value and not sae.metadata.get(key):
+            sae.metadata[key] = value
+    sae.provenance["public"] = listed.name
+    return sae
+
+
+def read(path: Path, dtype: torch.dtype | None = torch.float32, norm: InputNorm | None = None) -> SAE:
     """Read the SAE in a folder, or in a file of the formats that have one file an SAE.
+
+    Args:
+        path: folder or file.
+        dtype: of the weights in memory; None keeps the file's.
+        norm: input normalisation that a SAELens folder itself leaves out.
 
     Raises:
         FileFormatError: no known format, or damaged files.
@@ -80,7 +115,8 @@ def read(path: Path, dtype: torch.dtype | None = torch.float32) -> SAE:
     reader = next((one for one in _READERS if one.detect(path)), None)
     if reader is None:
         raise FileFormatError(_unknown(path))
-    sae = reader.read(path, dtype)
+    own = {"norm": norm} if reader is format_saelens else {}
+    sae = reader.read(path, dtype, **own)
     if path.is_dir() and (path / CARD).is_file():
         origin = read_json(path / CARD).get("provenance")
         sae.provenance |= {"format": "sparselens"} | ({"origin": origin} if origin else {})

@@ -77,7 +77,9 @@ def _patterns(place: str) -> list[str]:
     return [inside + file for file in FILES] + [base + "config.json"]
 
 
-def push(sae: "SAE", name: str, private: bool = False, token: str | None = None) -> str:
+def push(
+    sae: "SAE", name: str, private: bool = False, token: str | None = None, revision: str | None = None
+) -> str:
     """Upload an SAE, with its card, to `org/name[/folder]` on the hub; the repository is made if need be.
 
     Args:
@@ -85,6 +87,7 @@ def push(sae: "SAE", name: str, private: bool = False, token: str | None = None)
         name: repository, and the folder in it.
         private: of a repository that is made.
         token: by default the one the hub's own login keeps.
+        revision: the branch, made if need be; the main one by default.
 
     Returns:
         Address of the commit.
@@ -103,11 +106,14 @@ def push(sae: "SAE", name: str, private: bool = False, token: str | None = None)
         folder = sae.save(Path(scratch) / "sae")
         try:
             api.create_repo(f"{org}/{repo}", private=private, exist_ok=True)
+            if revision is not None:
+                api.create_branch(f"{org}/{repo}", branch=revision, exist_ok=True)
             done = api.upload_folder(
                 repo_id=f"{org}/{repo}",
                 folder_path=folder,
                 path_in_repo="/".join(inner) or None,
                 commit_message=f"{sae.architecture} SAE, d_sae {sae.d_sae}",
+                revision=revision,
             )
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             raise FetchError(f"could not upload to {org}/{repo}: {error}") from error

@@ -310,8 +310,8 @@ class SAE(nn.Module):
 
         Args:
             path_or_name: a folder or file in one of the known formats; a shipped model ("smollm2-135m-instruct": its
-                default SAE) or
-                "model/site[/recipe]"; "hf://org/name/folder" or "org/name[/folder]" on the Hugging Face hub.
+                default SAE) or "model/site[/recipe]"; "release/id" of a public one (see `sl.find_saes`);
+                "hf://org/name/folder" or "org/name[/folder]" on the Hugging Face hub.
             dtype: of the weights in memory; None keeps the file's.
 
         Raises:
@@ -338,11 +338,13 @@ class SAE(nn.Module):
 
         return load(name, dtype, revision, cache_dir, local_files_only)
 
-    def push_to_hub(self, name: str, private: bool = False, token: str | None = None) -> str:
+    def push_to_hub(
+        self, name: str, private: bool = False, token: str | None = None, revision: str | None = None
+    ) -> str:
         """Upload it to `org/name[/folder]` on the hub, with its card; see `sparselens.sae.hub.push`."""
         from sparselens.sae.hub import push
 
-        return push(self, name, private, token)
+        return push(self, name, private, token, revision)
 
     def save(self, path: str | os.PathLike, format: str = "sparselens") -> Path:
         """Write the SAE as a folder; it appears whole or not at all. Returns the folder.

@@ -88,12 +88,16 @@ class Activations(ABC):
         while True:
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
-                order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(n_rows)
+                order = self.order(n_rows, seed, epoch)
             start = step % per_epoch * batch_size
             index = np.sort(order[start : start + batch_size])
             values = {site: self.rows(site, index) for site in sites}
             yield values[sites[0]] if single else values
             step += 1
+
+    def order(self, n_rows: int, seed: int, epoch: int) -> np.ndarray:
+        """In which order an epoch visits the first `n_rows` rows; here a permutation of all."""
+        return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(n_rows)
 
     def _check(self, site: str) -> None:
         if site not in self.sites:
@@ -208,13 +212,14 @@ def harvest(
     batch_tokens: int = 2048,
     dtype: str = "float16",
     gradients: bool = False,
+    template: bool = False,
     progress: bool = True,
 ) -> ActivationStore:
     """Write the activations of `texts` at `sites` to a folder, about `n_tokens` rows; resumes where it stopped.
 
-    Kept are content tokens (no special or chat-template ones), without the first of each row of `context` tokens and
-    without rows whose norm is above `max_norm_ratio` times the median at any of the sites: attention sinks hold
-    nearly all of the squared norm and would dominate whatever is trained.
+    Kept are content tokens (no special or chat-template ones, unless `template`), without the first of each row of
+    `context` tokens and without rows whose norm is above `max_norm_ratio` times the median at any of the sites:
+    attention sinks hold nearly all of the squared norm and would dominate whatever is trained.
 
     Args:
         m: a live model.
@@ -223,6 +228,7 @@ def harvest(
         out: the folder. An existing one must hold the same texts, model, sites and settings.
         n_tokens: stop once so many rows are there; fewer come out if the texts end before.
         dtype: "float16", or "float32" where numbers overflow float16 (65,504).
+        template: keep special and chat-template tokens too, for dictionaries of chat models (`dialogue_activations`).
         gradients: also write the gradient of the model's loss at each site, as the site `name#gradient`, and leave
             out the tokens where it is zero; see `stream_gradients`.
 
@@ -245,6 +251,7 @@ def harvest(
         "dtype": dtype,
         "texts": fingerprint(documents),
         "batch_tokens": batch_tokens,
+        "template": template,
     }
     folder = Path(out)
     _agree(folder, meta)
@@ -261,7 +268,7 @@ def harvest(
                 reading |= {"long": "chunk", "empty": "skip"}
                 stream = (stream_gradients(m, block, names, **reading) if gradients
                           else m.stream(block, names, **reading))
-                values = _collect(stream, columns, low, drop_first)
+                values = _collect(stream, columns, low, drop_first, template)
                 _write_shard(target, values, [low, low + len(block)], max_norm_ratio, dtype)
             rows += _rows_of(target)
             bar.update(_rows_of(target))
@@ -282,7 +289,7 @@ def _agree(folder: Path, meta: dict[str, Any]) -> None:
     if not (folder / "meta.json").is_file():
         write_json(folder / "meta.json", meta)
         return
-    there = read_json(folder / "meta.json")
+    there = {"template": False} | read_json(folder / "meta.json")
     differing = [key for key in meta if there.get(key) != meta[key]]
     if differing:
         said = "; ".join(f"{key}: there {there.get(key)!r}, now {meta[key]!r}" for key in differing)
@@ -295,11 +302,14 @@ def _sweep(folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _collect(stream: Iterable[Any], sites: list[str], first: int, drop_first: bool) -> dict[str, Tensor]:
+def _collect(
+    stream: Iterable[Any], sites: list[str], first: int, drop_first: bool, template: bool
+) -> dict[str, Tensor]:
     """The kept rows of one block of documents, float32 by site."""
     parts: dict[str, list[Tensor]] = {site: [] for site in sites}
     for batch in stream:
-        keep = batch.content & ~batch.first if drop_first else batch.content
+        keep = torch.ones_like(batch.content) if template else batch.content
+        keep = keep & ~batch.first if drop_first else keep
         for site in sites:
             if site.endswith(GRADIENT):  # the last token of a row has none
                 keep = keep & (batch[site] != 0).any(dim=1).to(keep.device)

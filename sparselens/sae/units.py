@@ -34,7 +34,7 @@ def measured_units(sae: SAE, x: Float[Tensor, "n d_in"], y: Float[Tensor, "n d_o
         shift = x.mean(0)
     read = _factors(x - shift, 1 if sae.tied else max(1, len(sae.reads)))
     written = read if not sae.is_transcoder else _factors(y, max(1, len(sae.writes)))
-    one = bool((written == written[0]).all())  # then exactly that factor: a mean of equal numbers may be off by rounding
+    one = bool((written == written[0]).all())  # then that factor itself: a mean of equal ones may be off by rounding
     return Units(read, shift, written, written[0].clone() if one else written.log().mean().exp())
 
 

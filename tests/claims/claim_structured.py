@@ -23,8 +23,9 @@ WORDS = {
     "eat eating,work working,open opening,talk talking,start starting,read reading,sing singing,go going",
     "comparative": "small smaller,great greater,old older,young younger,long longer,short shorter,high higher,"
     "low lower,fast faster,slow slower,strong stronger,weak weaker,rich richer,poor poorer,cold colder,warm warmer",
-    "capital": "France Paris,Germany Berlin,Italy Rome,Spain Madrid,Japan Tokyo,China Beijing,Russia Moscow,Egypt Cairo,"
-    "Greece Athens,Austria Vienna,Poland Warsaw,Portugal Lisbon,Ireland Dublin,Cuba Havana,Peru Lima,Kenya Nairobi",
+    "capital": "France Paris,Germany Berlin,Italy Rome,Spain Madrid,Japan Tokyo,China Beijing,Russia Moscow,"
+    "Egypt Cairo,Austria Vienna,Poland Warsaw,Portugal Lisbon,Ireland Dublin,Cuba Havana,Peru Lima,Kenya Nairobi,"
+    "Greece Athens",
     "case": "cat CAT,dog DOG,house HOUSE,tree TREE,car CAR,book BOOK,king KING,hand HAND,day DAY,year YEAR,girl GIRL,"
     "town TOWN,river RIVER,road ROAD,bird BIRD,friend FRIEND",
     "French": "cat chat,dog chien,house maison,tree arbre,car voiture,book livre,king roi,hand main,day jour,year an,"
@@ -90,11 +91,11 @@ def alignment() -> list[dict]:
     null = [float(one.null.mean()) for one in found]
     return [{
         "paper": PAPER,
-        "claim": "probe weights lie along the direction in which a concept moves representations (mean diagonal 0.3 and "
-        "0.2 above random labels)",
+        "claim": "probe weights lie along the direction in which a concept moves representations (mean diagonal 0.3, "
+        "and 0.2 above random labels)",
         "data": f"SmolLM2, final norm, {len(pairs)} concepts of 16 word pairs, halves for probe and direction",
         "seeds": len(found),
-        "baseline": f"random labels {mean(null):.2f}; entries off the diagonal {mean(o.off_diagonal for o in found):.2f}",
+        "baseline": f"random labels {mean(null):.2f}; off the diagonal {mean(o.off_diagonal for o in found):.2f}",
         "result": f"mean diagonal {mean(diagonals):.2f}",
         "spread": f"{min(diagonals):.2f} to {max(diagonals):.2f}",
         "holds": mean(diagonals) >= 0.3 and mean(diagonals) - mean(null) >= 0.2,

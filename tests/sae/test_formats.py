@@ -85,7 +85,7 @@ def test_uploading_sends_the_saved_folder(monkeypatch):
         def create_repo(self, repo, private, exist_ok):
             sent["repo"] = (repo, private, exist_ok)
 
-        def upload_folder(self, repo_id, folder_path, path_in_repo, commit_message):
+        def upload_folder(self, repo_id, folder_path, path_in_repo, commit_message, revision):
             sent["files"] = sorted(path.name for path in folder_path.iterdir())
             sent["place"] = path_in_repo
             return "address"
