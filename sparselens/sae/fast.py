@@ -70,7 +70,7 @@ class Mixed(Activations):
     def order(self, n_rows: int, seed: int, epoch: int) -> np.ndarray:
         random = np.random.Generator(np.random.PCG64([seed, epoch]))
         buffer, end = np.arange(min(self.buffer_tokens, n_rows)), min(self.buffer_tokens, n_rows)
-        parts = []
+        parts: list[np.ndarray] = []
         while True:
             random.shuffle(buffer)
             if end >= n_rows:

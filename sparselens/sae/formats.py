@@ -91,7 +91,8 @@ def _read_public(
         kind = format_saelens.NORMS.get(listed.norm)
         norm = InputNorm("scale", float(listed.norm)) if kind is None else InputNorm(kind)
     sae = read(path, dtype, norm)
-    known = {"model_name": listed.model, "hook_name": listed.site, "hook_name_out": listed.site_out, "l0": listed.l0}
+    known: dict[str, Any] = {"model_name": listed.model, "l0": listed.l0}
+    known |= {"hook_name": listed.site, "hook_name_out": listed.site_out}
     if listed.centred:
         known["model_from_pretrained_kwargs"] = {"center_writing_weights": True}
     for key, value in known.items():

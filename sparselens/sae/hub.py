@@ -55,7 +55,7 @@ def fetch(
             f"{org}/{repo}",
             allow_patterns=_patterns(place),
             revision=revision,
-            cache_dir=cache_dir,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
             local_files_only=local_files_only,
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

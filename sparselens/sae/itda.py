@@ -104,8 +104,10 @@ def build_itda(
 
     if not -1 < min_cosine < 1 or k < 1 or (max_atoms is not None and max_atoms < 1):
         raise InputError(f"min_cosine={min_cosine}, k={k}, max_atoms={max_atoms}: a cosine is below 1, the others not.")
-    given = isinstance(source, Tensor)
-    rows = _of_tensor(source, batch_tokens) if given else _of_model(source, texts, site, batch_tokens)
+    if isinstance(source, Tensor):
+        rows, name = _of_tensor(source, batch_tokens), None
+    else:
+        rows, name = _of_model(source, texts, site, batch_tokens), source.name
     atoms, labels, notes = torch.empty(0, 0), torch.empty(0, 2, dtype=torch.int64), []
     for batch in tqdm(rows, desc="atoms", unit="batch", disable=not progress):
         if not torch.isfinite(batch.x).all():
@@ -122,7 +124,7 @@ def build_itda(
             break
     if not len(atoms):
         raise InputError("there were no activations to build from.")
-    name, site = (None, site) if given else (source.name, source.resolve(site))
+    site = site if isinstance(source, Tensor) else source.resolve(site)
     part = Atoms(min(k, len(atoms)), len(atoms))
     sae = SAE(part, d_in=atoms.shape[1], d_sae=len(atoms), site=site, model_name=name, seed=None,
               metadata={"atoms": notes} if notes else {})
@@ -259,7 +261,8 @@ def representation_similarity(
     if metric == "relative":
         anchors = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:300]
         sides = [functional.normalize(side, dim=1) for side in (x, y)]
-        return float(functional.cosine_similarity(*(s @ s[anchors].T for s in sides), dim=1).mean())
+        one, other = (s @ s[anchors].T for s in sides)
+        return float(functional.cosine_similarity(one, other, dim=1).mean())
     x, y = (side.double() - side.double().mean(0) for side in (x, y))
     if metric == "cka":
         return float((x.T @ y).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm()))

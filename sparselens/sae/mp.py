@@ -171,6 +171,7 @@ class Pursued(Rule):
 
     def codes(self, t: "SAETrainer", s: Step) -> Latents:
         model, part = s.model, s.model.activation
+        assert isinstance(part, MatchingPursuit)
         unit = functional.normalize(model.W_dec, dim=1)
         fixed, x = unit.detach(), s.centred.detach()
         # the table of products is as large as d_sae^2, and worth it where as many steps are made
@@ -324,6 +325,6 @@ def pursuit_curve(
     if sae.activation.ranks and sae.activation.sparse:
         pre, own = sae.pre_activations(acts.to(sae.b_dec.dtype)), []
         for k in steps:
-            z = type(sae.activation)(k)(pre)
+            z = type(sae.activation)(k=k)(pre)
             own.append(float((x - sae.contributions(z)).square().sum() / variance))
     return PursuitCurve(tuple(steps), tuple(pursuit), None if own is None else tuple(own))

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def test_hub_names_fetch_only_what_is_needed(shelf, monkeypatch):
     with pytest.raises(FetchError, match="has no SAE in nowhere"):
         SAE.load("org/repo/nowhere")
     SAE.from_pretrained("org/repo/blocks.1.hook_x/a", revision="v2", cache_dir="here", local_files_only=True)
-    assert asked[-1][2] == {"revision": "v2", "cache_dir": "here", "local_files_only": True}
+    assert asked[-1][2] == {"revision": "v2", "cache_dir": Path("here"), "local_files_only": True}
 
 
 def test_uploading_sends_the_saved_folder(monkeypatch):
