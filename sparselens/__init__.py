@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "relabel_features", "retrieve", "select", "trend", "verify_hypotheses",
         ],
         "measure": ["compare", "fidelity", "intervention_panel", "sweep"],
-        "models": ["LiveModel", "load_model", "wrap"],
+        "models": ["DiffusionLM", "LiveModel", "load_diffusion", "load_model", "tiny_lm", "train_lm", "wrap"],
         "reasoning": ["StepProbe", "Traces", "planted_chains", "read_traces", "split_steps", "step_states"],
         "sae": [
             "AuxZipf", "BiasAdaptation", "FeatureChoice", "GaussianPrior", "GradTopK", "Latents", "MatchingPursuit",

@@ -7,8 +7,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "batches": ["Batch"],
         "captured": ["Captured", "FlatBatch", "Output"],
-        "engine": ["Context", "Edit", "Swap", "Weight"],
+        "diffusion": ["DiffusionLM", "Generation", "masked"],
+        "diffusion_hub": ["load_diffusion"],
+        "engine": ["Context", "Denoising", "Edit", "Swap", "Weight"],
         "live": ["LiveModel"],
         "load": ["load_model", "wrap"],
+        "tiny": [
+            "Example", "Plugged", "Training", "bidirectional", "lm_loss", "lm_scores", "n_parameters", "next_token",
+            "tiny_lm", "train_lm", "windows",
+        ],
     },
 )

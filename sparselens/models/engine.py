@@ -22,12 +22,28 @@ class Stop(BaseException):
     """Ends a forward pass early. Not an `Exception`, so that model code cannot swallow it."""
 
 
+@dataclass(frozen=True)
+class Denoising:
+    """Where a masked diffusion model is in writing an answer.
+
+    Attributes:
+        step: forward passes made before this one, over all blocks of the answer.
+        steps: forward passes in all.
+        prompt: tokens of the prompt, at the start of each row.
+    """
+
+    step: int
+    steps: int
+    prompt: int
+
+
 @dataclass
 class Pass:
     """What is known about the forward pass under way.
 
     ids, positions `[b, pos]` int64 and mask `[b, pos]` bool (real tokens) cover the tokens of this pass; `past` is
-    the number of cached positions before them and `step` counts passes since `past` was 0.
+    the number of cached positions before them and `step` counts passes since `past` was 0. `denoising` is set where a
+    diffusion model writes.
     """
 
     ids: Tensor | None = None
@@ -35,6 +51,7 @@ class Pass:
     positions: Tensor | None = None
     past: int = 0
     step: int = -1
+    denoising: Denoising | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +81,10 @@ class Context:
     @property
     def step(self) -> int:
         return self.run.step
+
+    @property
+    def denoising(self) -> Denoising | None:
+        return self.run.denoising
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ class LiveModel:
         self.d_head: int = getattr(config, "head_dim", None) or self.d_model // self.n_heads
         self.vocab_size: int = config.vocab_size
         self.max_length: int = config.max_position_embeddings
+        self.causal: bool = getattr(config, "is_causal", None) is not False
         self.reader = Reader(tokenizer, self.max_length)
         self.table = SiteTable(self._engine.binder, self.n_layers, opened.paths)
         self.checks: list[Check] = verify(self)
@@ -171,7 +172,7 @@ class LiveModel:
         kwargs: dict[str, Any] = {"input_ids": batch.ids, "use_cache": False}
         ragged = not bool(batch.mask.all())
         # In a causal model, padding on the right changes no real token, and attention without a mask is faster.
-        if ragged and (engine.touches_attention or not bool(batch.mask[:, 0].all())):
+        if ragged and (engine.touches_attention or not self.causal or not bool(batch.mask[:, 0].all())):
             kwargs |= {"attention_mask": batch.mask.long(), "position_ids": batch.positions}
         with engine.lock:
             engine.given_mask = batch.mask
