@@ -6,11 +6,17 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "arithmetic": ["check_arithmetic", "final_number"],
+        "controller": ["SparsityController"],
         "problems": ["planted_chains"],
         "scores": ["Score", "auroc", "calibration_error", "grouped_split"],
+        "ssae": ["StepSAE"],
+        "ssae_write": ["StepSwap", "swap_steps"],
         "states": ["StepStates", "step_states"],
+        "step_data": ["StepBatch", "StepDataset"],
+        "step_latents": ["StepLatents"],
         "step_probe": ["StepProbe"],
         "steps": ["Step", "Steps", "split_steps"],
         "traces": ["Trace", "Traces", "read_traces"],
+        "watch": ["Watched", "watch_steps"],
     },
 )
