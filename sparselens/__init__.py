@@ -19,8 +19,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "measure": ["compare", "fidelity", "intervention_panel", "sweep"],
         "models": ["DiffusionLM", "LiveModel", "load_diffusion", "load_model", "tiny_lm", "train_lm", "wrap"],
         "reasoning": [
-            "SparsityController", "StepDataset", "StepProbe", "StepSAE", "Traces", "planted_chains", "read_traces",
-            "split_steps", "step_states", "swap_steps", "watch_steps",
+            "SparsityController", "StepDataset", "StepProbe", "StepSAE", "Traces", "planted_chains",
+            "probe_steps", "probe_vote", "read_traces", "split_steps", "step_states", "swap_steps",
+            "watch_steps",
         ],
         "sae": [
             "AuxZipf", "BiasAdaptation", "FeatureChoice", "GaussianPrior", "GradTopK", "Latents", "MatchingPursuit",

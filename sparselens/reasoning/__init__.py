@@ -7,6 +7,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "arithmetic": ["check_arithmetic", "final_number"],
         "controller": ["SparsityController"],
+        "localisation": ["ErrorsFound", "first_errors"],
+        "probing": ["StepProbes", "probe_steps"],
         "problems": ["planted_chains"],
         "scores": ["Score", "auroc", "calibration_error", "grouped_split"],
         "ssae": ["StepSAE"],
@@ -16,6 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "step_latents": ["StepLatents"],
         "step_probe": ["StepProbe"],
         "steps": ["Step", "Steps", "split_steps"],
+        "voting": ["Vote", "Votes", "compare_votes", "probe_vote"],
         "traces": ["Trace", "Traces", "read_traces"],
         "watch": ["Watched", "watch_steps"],
     },

@@ -8,6 +8,7 @@ from torch import nn
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # inverse penalties on standardised columns
 _EPOCHS, _PATIENCE, _BATCH = 60, 6, 128
+_UNSEEN = 1e-3  # probability kept for classes that a fold has not seen
 Held = tuple[np.ndarray, np.ndarray]
 
 
@@ -53,29 +54,26 @@ class LinearFit:
 
     def fit(self, x: Any, y: np.ndarray, folds: list[np.ndarray]) -> Held:
         """Choose the penalty by the loss on held-out folds, then fit on all rows."""
-        self.scale = Scale().fit(x)
+        self.scale, self.n_classes = Scale().fit(x), int(y.max()) + 1
         scaled = self.scale(x)
         best, kept = np.inf, np.zeros(len(y))
         for strength in STRENGTHS:
-            held = self._held(scaled, y, folds, strength)
+            held, models = self._held(scaled, y, folds, strength)
             loss = self._loss(y, held)
             if loss < best:
-                best, kept, self.strength = loss, held, strength
+                best, kept, self.strength, self.parts = loss, held, strength, models
         self.model = self._model(scaled, y, self.strength)
         return np.arange(len(y)), kept
 
-    def _held(self, x: Any, y: np.ndarray, folds: list[np.ndarray], strength: float) -> np.ndarray:
-        shape = (len(y), int(y.max()) + 1) if self.target == "class" else (len(y),)
-        out = np.zeros(shape)
+    def _held(self, x: Any, y: np.ndarray, folds: list[np.ndarray], strength: float) -> tuple[np.ndarray, list]:
+        """What is said of each fold by a model of the others, and these models."""
+        out, models = np.zeros((len(y), self.n_classes) if self.target == "class" else len(y)), []
         for fold in folds:
             rest = np.setdiff1d(np.arange(len(y)), fold)
             model = self._model(x[rest], y[rest], strength)
-            said = self._say(model, x[fold])
-            if self.target == "class":
-                out[np.ix_(fold, model.classes_.astype(int))] = said
-            else:
-                out[fold] = said
-        return out
+            models.append(model)
+            out[fold] = self._say(model, x[fold])
+        return out, models
 
     def _model(self, x: Any, y: np.ndarray, strength: float) -> Any:
         from sklearn.linear_model import LogisticRegression, Ridge
@@ -89,18 +87,27 @@ class LinearFit:
     def _say(self, model: Any, x: Any) -> np.ndarray:
         if self.target == "number":
             return model.predict(x)
-        return model.decision_function(x) if self.target == "binary" else model.predict_proba(x)
+        if self.target == "binary":
+            return model.decision_function(x)
+        out = np.full((x.shape[0], self.n_classes), _UNSEEN / self.n_classes)
+        out[:, model.classes_.astype(int)] += (1 - _UNSEEN) * model.predict_proba(x)
+        return out
 
     def _loss(self, y: np.ndarray, held: np.ndarray) -> float:
         if self.target == "number":
             return float(((y - held) ** 2).mean())
         if self.target == "class":
-            return float(-np.log(held[np.arange(len(y)), y.astype(int)] + 1e-6).mean())
+            return float(-np.log(held[np.arange(len(y)), y.astype(int)]).mean())
         return float(np.logaddexp(0, np.where(y > 0.5, -held, held)).mean())
 
     def predict(self, x: Any) -> np.ndarray:
         """Log-odds, numbers or probabilities."""
         return self._say(self.model, self.scale(x))
+
+    def spread(self, x: Any) -> np.ndarray:
+        """What the models of two thirds of the problems say, `[models, rows]` (not for classes)."""
+        scaled = self.scale(x)
+        return np.stack([self._say(model, scaled) for model in self.parts])
 
     def coefficients(self) -> np.ndarray:
         """Weights in units of the input."""

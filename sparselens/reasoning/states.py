@@ -4,7 +4,7 @@ These are the baselines that a step-level dictionary has to be held against.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,6 +61,17 @@ class StepStates(Mapping[str, Any]):
     def __repr__(self) -> str:
         said = ", ".join(f"{name} [{rows.shape[1]}]" for name, rows in self.matrices.items())
         return f"StepStates({len(self.tokens):,} steps at {self.site}: {said})"
+
+    def plus(self, **rows: Any) -> "StepStates":
+        """These and other rows of the same steps, `[n_steps, d]` each, such as codes of a step-level dictionary.
+
+        Raises:
+            InputError: another number of rows.
+        """
+        for name, x in rows.items():
+            if x.shape[0] != len(self.tokens):
+                raise InputError(f"{name!r} has {x.shape[0]} rows, and there are {len(self.tokens)} steps.")
+        return replace(self, matrices={**self.matrices, **rows})
 
     @property
     def n_tokens(self) -> np.ndarray:

@@ -106,9 +106,22 @@ class StepProbe(BaseEstimator):
         if self.target == "class":
             return self._raw(X)
         self._only("binary", "predict_proba")
-        slope, shift = self.platt_
-        p = 1 / (1 + np.exp(-(slope * self._raw(X) + shift)))
+        p = self._calibrated(self._raw(X))
         return np.stack([1 - p, p], axis=1)
+
+    def predict_range(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest probability of 1, `[rows]` each, of three linear probes fitted on two thirds of the
+        problems: how much the training problems matter for a score. It is no confidence interval."""
+        self._only("binary", "predict_range")
+        x = self._checked(X)
+        if not isinstance(self.fit_, LinearFit):
+            raise AttributeError("an MLP probe has no predict_range; use kind='linear'.")
+        p = self._calibrated(self.fit_.spread(x[:, self.columns_]))
+        return p.min(0), p.max(0)
+
+    def _calibrated(self, log_odds: np.ndarray) -> np.ndarray:
+        slope, shift = self.platt_
+        return 1 / (1 + np.exp(-(slope * log_odds + shift)))
 
     def predict(self, X: Any) -> np.ndarray:
         """The likeliest class, or the number."""
@@ -153,12 +166,15 @@ class StepProbe(BaseEstimator):
         return self.fit_.coefficients()
 
     def _raw(self, X: Any) -> np.ndarray:
+        return self.fit_.predict(self._checked(X)[:, self.columns_])
+
+    def _checked(self, X: Any) -> Any:
         check_is_fitted(self, "fit_")
         x = _rows(X)
         if x.shape[1] != self.n_features_in_:
             raise InputError(f"X has {x.shape[1]} columns, and the probe was fitted on {self.n_features_in_}. Are they "
                              "states of another site, or codes of another dictionary?")
-        return self.fit_.predict(x[:, self.columns_])
+        return x
 
     def _only(self, target: str, name: str) -> None:
         if self.target != target:
