@@ -18,6 +18,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "scores": ["score_bars", "score_histogram"],
         "networks": ["CorrelationNetwork", "network_view"],
         "panel": ["InterventionPanel", "Knob", "panel_view"],
+        "reasoning": ["ReasoningTimeline", "timeline_view"],
+        "reasoning_figures": ["interval_dots"],
         "selection": ["Selection"],
         "sparsity_figures": ["allocation_bars", "landscape", "rho_grid", "score_scatter"],
         "tokens": ["TokenView", "token_view"],

@@ -284,3 +284,29 @@ def test_views_on_one_page_share_the_choice(show):
     page.locator(".sl-view:has(.sl-hist) .sl-item").nth(1).click()
     assert maps.nth(1).locator("[aria-selected=true]").first.get_attribute("data-i") == "10"
     watched.assert_quiet()
+
+
+def test_a_timeline_is_walked_scored_and_opened(show):
+    watched = show(VIEWS["timeline"]())
+    page = watched.page
+    steps = page.locator(".sl-step")
+    assert steps.count() == 12
+    assert page.locator(".sl-first").inner_text() == "7 ◀"
+    page.get_by_role("button", name="first below the line").click()
+    assert _selected(page, ".sl-step") == [6]
+    side = page.locator(".sl-side")
+    assert side.locator(".sl-name").inner_text() == "step 7"
+    assert side.locator(".sl-mark").count() == sum(i % 3 > 0 for i in range(len(HOSTILE)))
+    side.locator(".sl-row").first.click()
+    assert side.locator("[aria-pressed=true]").count() == 1
+    page.get_by_label("probe").select_option("1")
+    assert page.locator(".sl-first").inner_text() == "1 ◀"
+    steps.nth(6).focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    assert _selected(page, ".sl-step") == [7]
+    page.keyboard.press("Escape")
+    assert _selected(page, ".sl-step") == []
+    page.locator("input[type=range]").fill("0")
+    assert page.get_by_role("button", name="first below the line").is_disabled()
+    watched.assert_quiet()

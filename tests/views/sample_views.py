@@ -13,11 +13,13 @@ from sparselens.views import (
     FeatureCard,
     InterventionPanel,
     Knob,
+    ReasoningTimeline,
     card_view,
     diff_view,
     map_view,
     network_view,
     panel_view,
+    timeline_view,
 )
 from tests.views.samples import HOSTILE, diff_examples, diff_frame
 
@@ -110,4 +112,18 @@ def an_answered_panel() -> InterventionPanel:
     return a_panel(words=300).run()
 
 
-VIEWS = {"diff": a_diff, "map": a_map, "network": a_network, "card": a_card, "panel": an_answered_panel}
+def a_timeline(n: int = 12, beside: bool = True) -> ReasoningTimeline:
+    """Steps whose first score falls from 1 to 0 and whose second rises; beside them a chain of four steps."""
+    steps = [f"{HOSTILE[i % len(HOSTILE)]} step {i}" for i in range(n)]
+    falling = np.linspace(1, 0, n)
+    rising = 1 - falling
+    row = (HOSTILE, [float(i % 3) for i in range(len(HOSTILE))])
+    return timeline_view(
+        steps, {HOSTILE[0]: falling, "rising": rising}, ranges={"rising": (0.9 * rising, 1 - 0.9 * falling)},
+        labels=[1.0, 0.0, *[None] * n][:n], verdict=False, features=[[(7, HOSTILE[1], 2.0), (9, "nine", 1.0)]] * n,
+        tokens=[row] * n, question=HOSTILE[2], title=HOSTILE[0],
+        other=timeline_view(HOSTILE[:4], {"a": [0.1, 0.2, 0.3, 0.4]}) if beside else None)
+
+
+VIEWS = {"diff": a_diff, "map": a_map, "network": a_network, "card": a_card, "panel": an_answered_panel,
+         "timeline": a_timeline}
