@@ -13,8 +13,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "attach": ["ablate", "edit", "replace", "steer"],
         "embeddings": [
             "ChatAPI", "KeywordJudge", "LocalJudge", "LocalLabeler", "SAEEmbedder", "SAEEmbedding", "cluster",
-            "concept_map", "correlate", "diff", "embed", "feature_card", "hypothesize", "label_features",
-            "relabel_features", "retrieve", "select", "trend", "verify_hypotheses",
+            "concept_map", "correlate", "diff", "embed", "feature_browser", "feature_card", "hypothesize",
+            "label_features", "relabel_features", "retrieve", "select", "trend", "verify_hypotheses",
         ],
         "measure": ["compare", "fidelity", "intervention_panel", "sweep"],
         "models": ["DiffusionLM", "LiveModel", "load_diffusion", "load_model", "tiny_lm", "train_lm", "wrap"],

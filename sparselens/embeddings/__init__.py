@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "accounting": ["Cost", "Usage"],
-        "cards": ["feature_card"],
+        "cards": ["feature_browser", "feature_card"],
         "chat_api": ["ChatAPI"],
         "clusters": ["Clusters", "cluster"],
         "correlations": ["Correlations", "correlate"],

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparselens.embeddings.codes import named
+from sparselens.embeddings.codes import made_by, named
 from sparselens.embeddings.descriptions import promotes
 from sparselens.embeddings.duplicates import decoder_rows
 from sparselens.embeddings.store import flat_numbers
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sparselens.embeddings.embedding import SAEEmbedding
     from sparselens.models.live import LiveModel
     from sparselens.sae.sae import SAE
+    from sparselens.views.browser import FeatureBrowser
     from sparselens.views.cards import FeatureCard
 
 _NEAR, _WORDS = 8, 8
@@ -80,6 +81,37 @@ def _read(text: str, emb: "SAEEmbedding", feature: int, sae: "SAE", m: "LiveMode
 
     one = embed([text], m, sae, role=emb.info["role"], skip_first=emb.info["skip_first"], progress=False)
     return one.tokens(0), one.activations(0, feature)
+
+
+def feature_browser(
+    emb: "SAEEmbedding",
+    sae: "SAE | None" = None,
+    m: "LiveModel | None" = None,
+    *,
+    k: int = 6,
+    labels: Mapping[int, str] | None = None,
+) -> "FeatureBrowser":
+    """Look through all features that fire: search by number or word, open cards, keep them beside each other.
+
+    Args:
+        emb: the texts.
+        sae, m, k, labels: as for `feature_card`. With both dictionary and model a sentence of your own can be tested.
+
+    Returns:
+        A view; the most frequent features come first.
+
+    Raises:
+        InputError: m without sae.
+    """
+    from sparselens.views import browser_view
+
+    if m is not None and sae is None:
+        raise InputError("the logit lens needs the dictionary too: give sae.")
+    frame = emb.features.sort_values("density", ascending=False, kind="stable")
+    texts, by = named(emb, frame["feature"].tolist(), labels)
+    rows = frame[["feature", "density"]].assign(description=texts, peak=frame["max_value"])
+    notes = [f"{len(rows):,} of {emb.d_sae:,} features fire in {len(emb):,} texts. Descriptions: {made_by(by)}."]
+    return browser_view(rows, lambda f: feature_card(emb, f, sae, m, k=k, labels=labels), title="Features", notes=notes)
 
 
 def token_values(emb: "SAEEmbedding", feature: int) -> np.ndarray:

@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "analysis_figures": ["pair_scatter", "share_grid", "version_lines"],
+        "browser": ["FeatureBrowser", "browser_view"],
         "channels": ["ChannelMap", "channel_map"],
         "cards": ["FeatureCard", "card_view"],
         "curves": ["LiveCurve", "curve_figure", "frontier", "report_html"],

@@ -54,7 +54,7 @@ def test_the_model_answers_from_the_dial_and_is_let_go(m, swept):
         dial.running = True
         time.sleep(0.1)
         assert dial.dense_answer == "", "while something is attached here, the model is taken"
-    dial._thread.join(60)
+    dial._turns.thread.join(60)
     assert not dial.running
     assert dial.status == ""
     assert dial.dense_answer == m.generate("the cat", 6)
