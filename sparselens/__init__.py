@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "concept_map", "correlate", "diff", "embed", "feature_browser", "feature_card", "hypothesize",
             "label_features", "relabel_features", "retrieve", "select", "trend", "verify_hypotheses",
         ],
-        "measure": ["compare", "fidelity", "intervention_panel", "sweep"],
+        "measure": ["compare", "fidelity", "intervention_panel", "runs", "sweep"],
         "models": ["DiffusionLM", "LiveModel", "load_diffusion", "load_model", "tiny_lm", "train_lm", "wrap"],
         "reasoning": [
             "SparsityController", "StepDataset", "StepProbe", "StepSAE", "Traces", "planted_chains",

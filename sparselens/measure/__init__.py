@@ -21,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "l0",
             "top1_agreement",
         ],
+        "records": ["runs"],
         "reports": ["Report", "fidelity"],
         "sweeps": ["Sweep", "sweep"],
     },

@@ -95,6 +95,8 @@ class BrowserWidget(TestBox):
 
     @traitlets.observe("feature", "pinned")
     def _show(self, change: Any) -> None:
+        if not self.live:  # the cards of a saved file stay as they are
+            return
         wanted = [*([self.feature] if self.feature >= 0 else []), *self.pinned]
         self.set_trait("cards", [card_state(self.view.card(feature)) for feature in dict.fromkeys(wanted)])
         if change["name"] == "feature":

@@ -44,7 +44,11 @@ START = """async ([esm, css, state, buffers, copies]) => {
     const homes = Array.from({ length: copies }, () => document.body.appendChild(document.createElement('section')));
     const clean = homes.map(el => render({ model, el }));
     const heard = () => Object.values(on).reduce((n, set) => n + set.size, 0);
-    const hear = (news, buffers) => Object.entries(fill(news, buffers)).forEach(([key, value]) => put(key, value));
+    const hear = (news, buffers) => {
+        const keys = Object.keys(fill(news, buffers)).filter(key => state[key] !== news[key]);
+        Object.assign(state, news); // all of a message is there before anybody hears of it, as in Jupyter
+        keys.forEach(key => [...(on['change:' + key] ?? [])].forEach(listener => listener()));
+    };
     Object.assign(window, { outbox, hear, heard, clean });
 }"""
 

@@ -4,7 +4,7 @@ import pytest
 
 from sparselens.views import card_view
 from tests.browser.live import LivePage
-from tests.views.sample_views import a_card, a_panel, hostile_row
+from tests.views.sample_views import a_browser, a_card, a_panel, hostile_row
 from tests.views.samples import HOSTILE
 
 
@@ -108,3 +108,45 @@ def test_a_feature_from_another_view_gets_a_knob(live):
     shown.page.evaluate("clean[1]()")
     assert shown.page.evaluate("heard()") == 0
     assert shown.page.locator("section *").count() == 0
+
+
+def test_features_are_searched_opened_and_kept(live):
+    widget = a_browser().explore()
+    shown = live(widget, copies=2)
+    page = shown.page
+    first = page.locator("section").first
+    first.get_by_role("searchbox").fill("number 5")
+    shown.until(lambda: widget.query == "number 5")
+    items = first.locator(".sl-found .sl-item")
+    shown.until(lambda: items.count() == 11)
+    page.keyboard.press("Tab")  # the field, then the chooser, then the list
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    shown.until(lambda: widget.feature == 150)
+    shown.until(lambda: page.get_by_role("group", name="feature 150").count() == 2)
+    page.keyboard.press("p")
+    shown.until(lambda: widget.pinned == (150,))
+    page.keyboard.press("Home")
+    page.keyboard.press("Enter")
+    shown.until(lambda: first.locator(".sl-card").count() == 2)
+    first.get_by_role("button", name="unpin feature 150").click()
+    shown.until(lambda: widget.pinned == ())
+    first.get_by_role("combobox").select_option("feature")
+    shown.until(lambda: widget.sort == "feature")
+    first.get_by_role("searchbox").fill("nothing like it")
+    shown.until(lambda: first.get_by_text("no feature fits").count() == 1)
+    shown.watched.assert_quiet()
+
+
+def test_a_saved_browser_searches_without_a_kernel(open_page, tmp_path):
+    watched = open_page(a_browser().save(tmp_path / "x.html"))
+    page = watched.page
+    page.get_by_role("listbox", name="features").wait_for()
+    page.get_by_role("searchbox").fill("number 1")
+    assert page.get_by_text("11 of 60").is_visible()
+    page.locator(".sl-found .sl-item").nth(3).click()
+    assert page.get_by_text("the card of feature 36 comes with a running kernel").is_visible()
+    page.locator(".sl-found .sl-item").first.click()
+    assert page.get_by_role("group", name="feature 3").is_visible()
+    watched.assert_quiet()

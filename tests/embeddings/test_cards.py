@@ -82,3 +82,18 @@ def test_a_sentence_is_read_as_the_texts_were(made):
     np.testing.assert_array_equal(view.values[:, 0], emb.activations(0, feature))
     with pytest.raises(InputError, match="no model is at hand"):
         sl.feature_card(emb, feature).test("the cat")
+
+
+def test_the_browser_lists_what_fires(made):
+    m, sae, emb = made
+    known = int(emb.features["feature"].iloc[0])
+    view = sl.feature_browser(emb, sae, m, labels={known: "it"})
+    frame = view.to_frame()
+    assert sorted(frame["feature"]) == emb.features["feature"].tolist()
+    assert frame["density"].is_monotonic_decreasing
+    assert frame.set_index("feature")["description"][known] == "it"
+    first = int(frame["feature"].iloc[0])
+    assert view.card(first).n_firing == round(frame["density"].iloc[0] * len(emb))
+    assert view.explore().can_test
+    with pytest.raises(InputError, match="give sae"):
+        sl.feature_browser(emb, m=m)

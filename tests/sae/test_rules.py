@@ -297,14 +297,17 @@ def test_gradients_are_harvested_beside_the_activations(tmp_path):
     assert ActivationStore(tmp_path / "s").max_norm(SITES[0]) == pytest.approx(plain.max_norm(SITES[0]), rel=0.05)
 
 
+def train_two(out):
+    x, _ = planted(rows=3000)
+    saes = {"a": {"d_sae": 96, "k": 3}, "b": {"architecture": "jumprelu", "d_sae": 96, "k": 3}}
+    train_sae(x, saes=saes, n_tokens=10_000, batch_size=256, out=out, **QUIET)
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
-from tests.sae.synthetic import QUIET, planted
-from sparselens.sae import train_sae
-x, _ = planted(rows=3000)
-saes = {"a": {"d_sae": 96, "k": 3}, "b": {"architecture": "jumprelu", "d_sae": 96, "k": 3}}
-train_sae(x, saes=saes, n_tokens=10_000, batch_size=256, out=Path(sys.argv[1]), **QUIET)
+from tests.sae.test_rules import train_two
+train_two(Path(sys.argv[1]))
 """
 
 
@@ -315,7 +318,7 @@ def test_two_processes_train_the_sae_of_one(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     both = subprocess.Popen([*torchrun, str(tmp_path / "two")], env=environment, cwd=root)
-    subprocess.run([sys.executable, str(script), str(tmp_path / "one")], env=environment, cwd=root, check=True)
+    train_two(tmp_path / "one")
     assert both.wait(300) == 0
     for name in ("a", "b"):
         one, two = (SAE.load(tmp_path / run / name) for run in ("one", "two"))

@@ -10,10 +10,12 @@ from sparselens.views import (
     ConceptMap,
     CorrelationNetwork,
     DiffView,
+    FeatureBrowser,
     FeatureCard,
     InterventionPanel,
     Knob,
     ReasoningTimeline,
+    browser_view,
     card_view,
     diff_view,
     map_view,
@@ -21,6 +23,7 @@ from sparselens.views import (
     panel_view,
     timeline_view,
 )
+from sparselens.views.html import visible
 from tests.views.samples import HOSTILE, diff_examples, diff_frame
 
 
@@ -125,5 +128,30 @@ def a_timeline(n: int = 12, beside: bool = True) -> ReasoningTimeline:
         other=timeline_view(HOSTILE[:4], {"a": [0.1, 0.2, 0.3, 0.4]}) if beside else None)
 
 
-VIEWS = {"diff": a_diff, "map": a_map, "network": a_network, "card": a_card, "panel": an_answered_panel,
-         "timeline": a_timeline}
+def a_browser(n: int = 60) -> FeatureBrowser:
+    """Features 0, 3, 6, ... with hostile descriptions; 3 and 6 have no numbers. Only multiples of 3 have a card."""
+
+    def load(feature):
+        if feature % 3:
+            raise InputError(f"there is no feature {feature}")
+        return a_card(feature)
+
+    frame = pd.DataFrame({
+        "feature": 3 * np.arange(n),
+        "description": [f"{visible(HOSTILE[i % len(HOSTILE)])} number {i}" for i in range(n)],
+        "density": np.linspace(1, 0, n),
+        "peak": np.arange(n, dtype=float) % 7,
+    })
+    frame.loc[1:2, ["density", "peak"]] = np.nan
+    return browser_view(frame, load, title=HOSTILE[0], notes=[HOSTILE[1]])
+
+
+VIEWS = {
+    "diff": a_diff,
+    "map": a_map,
+    "network": a_network,
+    "card": a_card,
+    "panel": an_answered_panel,
+    "browser": a_browser,
+    "timeline": a_timeline,
+}
