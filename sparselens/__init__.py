@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "measure": ["compare", "fidelity", "intervention_panel", "runs", "sweep"],
         "models": ["DiffusionLM", "LiveModel", "load_diffusion", "load_model", "tiny_lm", "train_lm", "wrap"],
         "reasoning": [
-            "SparsityController", "StepDataset", "StepProbe", "StepSAE", "Traces", "planted_chains",
+            "SparsityController", "StepDataset", "StepProbe", "StepSAE", "Traces", "n2g", "planted_chains",
             "probe_steps", "probe_vote", "read_traces", "split_steps", "step_states", "swap_steps",
             "watch_steps",
         ],

@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "arithmetic": ["check_arithmetic", "final_number"],
         "controller": ["SparsityController"],
+        "patterns": ["PatternScores", "Patterns", "n2g"],
         "localisation": ["ErrorsFound", "first_errors"],
         "probing": ["StepProbes", "probe_steps"],
         "problems": ["planted_chains"],

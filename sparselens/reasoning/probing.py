@@ -10,7 +10,7 @@ from sparselens.errors import InputError, closest
 from sparselens.reasoning.baselines import context_statistics, step_statistics, word_counts
 from sparselens.reasoning.localisation import ErrorsFound, first_errors
 from sparselens.reasoning.scores import Score, brier, calibration_error, grouped_split, reliability
-from sparselens.reasoning.states import StepStates, step_states
+from sparselens.reasoning.states import StepStates, as_rows, step_states
 from sparselens.reasoning.step_probe import TASKS, StepProbe
 from sparselens.reasoning.traces import Traces, as_traces
 
@@ -194,8 +194,8 @@ def probe_steps(
 
     Args:
         traces: what `read_traces` reads.
-        representations: name -> `[n_steps, d]` (dense or CSR), or what `step_states` gives. Dense states must be among
-            them if no model is given.
+        representations: name -> `[n_steps, d]` (dense, CSR, or what `StepSAE.transform` gives), or a `StepStates`.
+            Dense states must be among them if no model is given.
         task: "correct" or "logical" (the labels of the steps, or `y`), "verdict" (of whole chains), "length" (tokens)
             or "first_token".
         m, sae: read dense states, and pooled codes of this dictionary, here.
@@ -219,9 +219,7 @@ def probe_steps(
     if "last" not in given:
         raise InputError("dense states are in every table of step probes: pass m=..., or the result of "
                          "sl.step_states(traces, m) with yours added, as states.plus(mine=Z).")
-    for name, x in given.items():
-        if x.shape[0] != traces.n_steps:
-            raise InputError(f"{name!r} has {x.shape[0]} rows, and there are {traces.n_steps} steps.")
+    given = as_rows(given, traces.n_steps)
     rows = _rows(traces, given, task, y, states)
     split = _split(rows, traces, train, test, held_out, seed)
     return _fitted(traces, rows, task, split, StepProbe(task, kind=kind, n_features=n_features, seed=seed))

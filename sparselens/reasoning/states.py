@@ -12,6 +12,7 @@ import torch
 
 from sparselens.attach import fitting_sites
 from sparselens.errors import InputError, NotFiniteError, closest
+from sparselens.reasoning.step_latents import StepLatents
 from sparselens.reasoning.steps import StepTokens
 from sparselens.reasoning.traces import Trace, Traces, as_traces
 from sparselens.sae.latents import to_csr
@@ -68,15 +69,27 @@ class StepStates(Mapping[str, Any]):
         Raises:
             InputError: another number of rows.
         """
-        for name, x in rows.items():
-            if x.shape[0] != len(self.tokens):
-                raise InputError(f"{name!r} has {x.shape[0]} rows, and there are {len(self.tokens)} steps.")
-        return replace(self, matrices={**self.matrices, **rows})
+        return replace(self, matrices={**self.matrices, **as_rows(rows, len(self.tokens))})
 
     @property
     def n_tokens(self) -> np.ndarray:
         """Tokens of each step, int64 `[n_steps]`."""
         return np.array([len(ids) for ids in self.tokens], dtype=np.int64)
+
+
+def as_rows(given: Mapping[str, Any], n_steps: int) -> dict[str, Any]:
+    """Rows of steps by name: arrays, tensors and CSR as they are, codes of a `StepSAE` as CSR.
+
+    Raises:
+        InputError: another number of rows.
+    """
+    out = {}
+    for name, x in given.items():
+        rows = x.matrix if isinstance(x, StepLatents) else x.detach().cpu().numpy() if hasattr(x, "detach") else x
+        if rows.shape[0] != n_steps:
+            raise InputError(f"{name!r} has {rows.shape[0]} rows, and there are {n_steps} steps.")
+        out[name] = rows
+    return out
 
 
 @torch.no_grad()

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.sparse import csr_matrix
 
 import sparselens as sl
 from sparselens.errors import InputError
-from sparselens.reasoning import Trace, Traces, first_errors
+from sparselens.reasoning import StepLatents, Trace, Traces, first_errors
 from sparselens.reasoning.baselines import context_statistics, step_statistics, word_counts
 from tests import tiny
 
@@ -103,6 +104,8 @@ def test_lengths_and_first_tokens_from_a_live_model():
     assert (first["perplexity"] >= 1).all() and "favoured" in table.notes[-1]
     with pytest.raises(InputError, match=r"states\.plus"):
         sl.probe_steps(traces, dict(states), task="length")
+    codes = StepLatents(torch.rand(120, 5), torch.ones(120), traces.step_problems().tolist())
+    assert states.plus(ssae=codes)["ssae"].shape == (120, 5)
     with pytest.raises(InputError, match="3 rows"):
         states.plus(mine=np.zeros((3, 1)))
 
