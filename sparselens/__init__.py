@@ -6,11 +6,17 @@ __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["activation", "attach", "costs", "datasets", "embeddings", "errors", "measure", "models", "reasoning",
-                "sae", "views"],
+    submodules=[
+        "activation", "attach", "attention", "costs", "datasets", "embeddings", "errors", "measure", "models",
+        "reasoning", "sae", "views",
+    ],
     submod_attrs={
         "activation": ["CATS", "RSparse", "RandomChannels", "TEAL", "WINA", "calibrate"],
         "attach": ["ablate", "edit", "replace", "steer"],
+        "attention": [
+            "ASA", "AdaSnapKV", "BlockSparse", "FlexPrefill", "Quest", "RandomBlocks", "SinkWindow", "SnapKV",
+            "SparseD", "TopKOracle", "VerticalSlash",
+        ],
         "embeddings": [
             "ChatAPI", "KeywordJudge", "LocalJudge", "LocalLabeler", "SAEEmbedder", "SAEEmbedding", "cluster",
             "concept_map", "correlate", "diff", "embed", "feature_browser", "feature_card", "hypothesize",

@@ -5,10 +5,20 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "baselines": ["RandomBlocks", "SinkWindow", "TopKOracle"],
+        "blade": ["ASA", "attend_with_pools", "gilbert_order"],
+        "block_sparse": ["BlockSparse"],
         "clusters": ["Centroids"],
         "combiner": ["Combiner", "Decomposition", "combine"],
+        "executors": ["execute"],
+        "method": ["Layer", "Pair", "SparseAttention"],
         "mfa": ["KVCache", "MFA", "SelfAttention"],
+        "pattern": ["Allowed", "Pattern"],
+        "quest": ["Quest"],
         "regions": ["Division", "divide"],
         "routing": ["RoutingAttention"],
+        "snapkv": ["AdaSnapKV", "SnapKV"],
+        "sparsed": ["SparseD"],
+        "vertical_slash": ["FlexPrefill", "VerticalSlash"],
     },
 )

@@ -2,15 +2,41 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparselens.errors import SiteError
+from sparselens.errors import FitError, SiteError
 
-Call = tuple[str, Callable[[Tensor], Tensor | None]]  # (kind, function); kind: rot_q, rot_k, mask, attn_scores, pattern
+# (kind, function); kind: rot_q, rot_k, mask, attn_scores, pattern, and attend, whose function takes `Heads`
+Call = tuple[str, Callable[[Any], Tensor | None]]
+_LAID_OPEN = ("mask", "attn_scores", "pattern")
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What one attention layer is about to compute with.
+
+    Attributes:
+        query: `[b, heads, q, d_head]`, rotated.
+        key, value: `[b, kv_heads, k, d_head]`, rotated, cached ones included.
+        mask: bool keep mask `[b|1, heads|1, q, k]` with causality and padding; None where `causal` says it all.
+        causal: whether query i sees keys up to `i + k - q` only (with `mask`: already in it).
+        scale: what scores are multiplied with.
+        plain: False where somebody looks at masks, scores or patterns of this layer, or the model caps its scores:
+            only a mask can then be given back.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    causal: bool
+    scale: float
+    plain: bool = True
 
 
 class AttentionSwitch:
@@ -40,6 +66,9 @@ class AttentionSwitch:
         from transformers import AttentionInterface
         from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
+        if any(sum(kind == "attend" for kind, _ in calls) > 1 for calls in edits.values()):
+            raise FitError("two attachments compute the attention of the same layer: take one off, or give them other "
+                           "layers with at=..., or other phases with sl.attention.Pair.")
         self.edits, self.previous = edits, self.model.config._attn_implementation
         AttentionInterface.register(self.name, self._forward)
         AttentionMaskInterface.register(self.name, ALL_MASK_ATTENTION_FUNCTIONS[self.previous])
@@ -76,7 +105,18 @@ class AttentionSwitch:
             )
         query = run(calls, "rot_q", query)
         key = run(calls, "rot_k", key)
-        keep = keep_mask(attention_mask, query, key)
+        said = kwargs.get("is_causal")
+        causal = bool(getattr(module, "is_causal", True) if said is None else said)
+        attend = [call for kind, call in calls if kind == "attend"]
+        if attend:
+            heads = heads_of(query, key, value, attention_mask, causal, kwargs)
+            looked_at = any(kind in _LAID_OPEN for kind, _ in calls) or kwargs.get("output_attentions")
+            plain = not looked_at and kwargs.get("softcap") is None
+            new = attend[0](replace(heads, plain=plain))
+            if new is not None and new.dtype != torch.bool:
+                return new.transpose(1, 2).contiguous(), None
+            calls = ([] if new is None else [("mask", lambda _: new)]) + calls
+        keep = keep_mask(attention_mask, query, key, causal)
         keep = edited_mask(calls, keep, query.shape[1])
         return open_attention(calls, query, key, value, keep, kwargs)
 
@@ -96,13 +136,28 @@ def run(calls: list[Call], kind: str, value: Tensor) -> Tensor:
     return value
 
 
-def keep_mask(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
-    """Boolean keep mask `[b|1, 1, q, k]` from what transformers passed: None (causal), bool, or additive float."""
-    if mask is None:
-        n_q, n_k = query.shape[2], key.shape[2]
-        return torch.ones(n_q, n_k, dtype=torch.bool, device=query.device).tril(n_k - n_q)[None, None]
+def heads_of(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, kwargs: dict[str, Any]
+) -> Heads:
+    """The arguments of an attention function of transformers as `Heads`."""
+    scale = kwargs.get("scaling")
+    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    return Heads(query, key, value, None if mask is None else as_keep(mask, key), causal, scale)
+
+
+def as_keep(mask: Tensor, key: Tensor) -> Tensor:
+    """Bool keep mask from a bool or an additive one, cut to the keys there are."""
     mask = mask[..., : key.shape[2]]
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+
+
+def keep_mask(mask: Tensor | None, query: Tensor, key: Tensor, causal: bool = True) -> Tensor:
+    """Boolean keep mask `[b|1, 1, q, k]` from what transformers passed: None (causal, or all), bool, or additive."""
+    if mask is None:
+        n_q, n_k = query.shape[2], key.shape[2]
+        keep = torch.ones(n_q, n_k, dtype=torch.bool, device=query.device)
+        return (keep.tril(n_k - n_q) if causal else keep)[None, None]
+    return as_keep(mask, key)
 
 
 def edited_mask(calls: list[Call], keep: Tensor, n_heads: int) -> Tensor:

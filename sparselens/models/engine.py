@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparselens.errors import SiteError
-from sparselens.models.attention_function import AttentionSwitch
+from sparselens.models.attention_function import AttentionSwitch, Heads
 from sparselens.models.families import Bind, Binder
 from sparselens.models.sites import ATTENTION_KINDS, split
 
@@ -42,8 +42,8 @@ class Pass:
     """What is known about the forward pass under way.
 
     ids, positions `[b, pos]` int64 and mask `[b, pos]` bool (real tokens) cover the tokens of this pass; `past` is
-    the number of cached positions before them and `step` counts passes since `past` was 0. `denoising` is set where a
-    diffusion model writes.
+    the number of cached positions before them and `step` counts passes since `past` was 0. `cached` tells whether
+    the pass was called with a cache, to be filled or to be read. `denoising` is set where a diffusion model writes.
     """
 
     ids: Tensor | None = None
@@ -51,6 +51,7 @@ class Pass:
     positions: Tensor | None = None
     past: int = 0
     step: int = -1
+    cached: bool = False
     denoising: Denoising | None = None
 
 
@@ -129,7 +130,22 @@ class Weight:
     value: Tensor = field(repr=False)
 
 
-Change = Edit | Swap | Weight
+@dataclass(frozen=True)
+class Attend:
+    """Compute the attention of a layer another way, for the length of an attachment; not on a TransformerLens bridge,
+    which has an attention of its own.
+
+    Args:
+        site: the layer's mask, such as `blocks.3.attn.hook_mask`.
+        fn: `(heads, context) ->` the output `[b, heads, q, d_head]`; or a bool keep mask `[b, heads, q, k]`, which is
+            taken as an edit of the mask; or None to leave the layer as it is.
+    """
+
+    site: str
+    fn: Callable[[Heads, Context], Tensor | None] = field(repr=False)
+
+
+Change = Edit | Swap | Weight | Attend
 
 
 class Engine:
@@ -191,7 +207,7 @@ class Engine:
     def touches_attention(self) -> bool:
         """Whether an edit now on sits inside the attention function."""
         changes = [c for level in self._stack for c in level]
-        return any(split(c.site)[0] in ATTENTION_KINDS for c in changes if isinstance(c, Edit))
+        return any(split(c.site)[0] in ATTENTION_KINDS for c in changes if isinstance(c, Edit | Attend))
 
     def linear(self, site: str) -> nn.Module | None:
         """The linear layer that reads a site; None if the site is not the input of just one such layer."""
@@ -216,7 +232,8 @@ class Engine:
                 self._handles.append(_Replaced(weight))
             for swap in (c for c in changes if isinstance(c, Swap)):
                 self._handles.append(self._swapped(swap))
-            self._register([c for c in changes if isinstance(c, Edit)])  # last: edits of outputs go around swaps
+            # last: edits of outputs go around swaps
+            self._register([c for c in changes if isinstance(c, Edit | Attend)])
         except BaseException:
             self._take_off()
             raise
@@ -232,17 +249,20 @@ class Engine:
             raise SiteError(f"{swap.site} is not the input of a linear layer, so there is none to compute otherwise.")
         return self.swap_forward(layer, lambda x, original: swap.fn(x, original, context))
 
-    def _register(self, edits: list[Edit]) -> None:
+    def _register(self, edits: list[Edit | Attend]) -> None:
         self._handles.append(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
         groups: dict[tuple[str, str], list[tuple[Bind, Edit]]] = {}
-        inside: dict[str, list[tuple[str, Callable[[Tensor], Tensor | None]]]] = {}
+        inside: dict[str, list[tuple[str, Callable[[Any], Tensor | None]]]] = {}
         for edit in edits:
             kind, layer = split(edit.site)
             bind = self.binder[kind]
             path = bind.path.replace("{i}", str(layer))
             if bind.where == "attention":
                 call = self._call(edit)
-                inside.setdefault(path, []).append((kind.rsplit("hook_", 1)[1], call))
+                name = "attend" if isinstance(edit, Attend) else kind.rsplit("hook_", 1)[1]
+                inside.setdefault(path, []).append((name, call))
+            elif isinstance(edit, Attend):
+                raise SiteError(f"{edit.site}: the attention of this model cannot be exchanged, only its mask edited.")
             else:
                 groups.setdefault((path, bind.where), []).append((bind, edit))
         for (path, where), members in groups.items():
@@ -252,7 +272,7 @@ class Engine:
         if inside:
             self._attention.open({self.find(p): calls for p, calls in inside.items()})
 
-    def _call(self, edit: Edit) -> Callable[[Tensor], Tensor | None]:
+    def _call(self, edit: Edit | Attend) -> Callable[[Any], Tensor | None]:
         context = Context(edit.site, self.run)
         return lambda value: edit.fn(value, context)
 
@@ -265,6 +285,7 @@ class Engine:
         run = self.run
         run.ids, run.past, run.positions = ids, past, kwargs.get("position_ids")
         run.step = run.step + 1 if past else 0
+        run.cached = cache is not None or kwargs.get("use_cache") is True
         run.mask = None
         if ids is not None:
             run.mask = torch.ones_like(ids, dtype=torch.bool)

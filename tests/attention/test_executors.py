@@ -1,0 +1,144 @@
+"""One pattern, three executors, brute force: all the same; and what density means."""
+
+import pytest
+import torch
+
+from sparselens.attention.executors import choose, flex, gather, masked
+from sparselens.attention.pattern import Allowed, Pattern, full, pooled, share_heads, top_blocks
+from sparselens.models.attention_function import Heads
+
+SIZES = [(1, 1), (1, 33), (15, 15), (16, 16), (17, 17), (40, 64), (100, 100)]
+
+
+def padding(n_q: int, n_k: int, left: bool = True) -> torch.Tensor:
+    """Causal mask of two rows, the second with padding."""
+    mask = torch.ones(n_q, n_k, dtype=torch.bool).tril(n_k - n_q).expand(2, 1, -1, -1).clone()
+    pad = min(5, n_k - 1)
+    if left:
+        mask[1, :, :, :pad] = False
+    else:
+        mask[1, :, :, n_k - pad :] = False
+        mask[1, :, max(n_q - pad, 0) :] = False
+    return mask
+
+
+def allowed_of(n_q: int, n_k: int, kind: str) -> Allowed:
+    if kind in ("left", "right"):
+        return Allowed(n_q, n_k, True, padding(n_q, n_k, kind == "left"))
+    return Allowed(n_q, n_k, kind == "causal")
+
+
+def random_pattern(allowed: Allowed, block: tuple[int, int], heads: int = 4, share: float = 0.4) -> Pattern:
+    shape = full(allowed, 2, heads, block).keep.shape
+    return Pattern(torch.rand(shape) < share, block).repaired_for(allowed)
+
+
+def heads_for(n_q: int, n_k: int, causal: bool = True, kv: int = 2) -> Heads:
+    return Heads(torch.randn(2, 4, n_q, 8), torch.randn(2, kv, n_k, 8), torch.randn(2, kv, n_k, 8), None, causal, 0.3)
+
+
+def brute(heads: Heads, keep: torch.Tensor) -> torch.Tensor:
+    k, v = (x.double().repeat_interleave(4 // x.shape[1], 1) for x in (heads.key, heads.value))
+    scores = (heads.query.double() @ k.transpose(2, 3) * heads.scale).masked_fill(~keep, -torch.inf)
+    return (torch.softmax(scores, -1).nan_to_num(0.0) @ v).float()
+
+
+@pytest.mark.parametrize("kind", ["causal", "both", "left", "right"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("block", [(16, 16), (1, 1), (8, 1), (1, 16), (128, 128)])
+def test_executors_agree_with_brute_force(size, block, kind):
+    n_q, n_k = size
+    allowed = allowed_of(n_q, n_k, kind)
+    heads = heads_for(n_q, n_k, kind != "both")
+    pattern = random_pattern(allowed, block)
+    keep = pattern.rows(allowed)
+    truth = brute(heads, keep)
+    for run in (masked, gather):
+        out = run(heads, pattern, allowed)
+        assert out.shape == truth.shape
+        torch.testing.assert_close(out, truth, atol=1e-5, rtol=1e-5)
+    may = allowed.rows().expand_as(keep)
+    assert bool((keep.any(-1) == may.any(-1)).all()), "every query that may look at something does"
+    kept, every = pattern.pairs(allowed)
+    assert torch.equal(kept, keep.sum((-1, -2)).double()) and torch.equal(every, may.sum((-1, -2)).double())
+
+
+@pytest.mark.parametrize("kind", ["causal", "both", "left"])
+@pytest.mark.parametrize("block", [(32, 32), (128, 128), (1, 1)])
+def test_flex_agrees(block, kind):
+    n_q = 150  # not a multiple of the kernel's tile, with blocks smaller than it
+    allowed, heads = allowed_of(n_q, n_q, kind), heads_for(n_q, n_q, kind != "both")
+    pattern = random_pattern(allowed, block)
+    torch.testing.assert_close(flex(heads, pattern, allowed), masked(heads, pattern, allowed), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["causal", "both", "left"])
+def test_full_pattern_is_dense(kind):
+    allowed, heads = allowed_of(50, 50, kind), heads_for(50, 50)
+    pattern = full(allowed, 2, 4, (16, 16))
+    assert pattern.density(allowed) == 1 and pattern.block_density(allowed) == 1
+    dense = brute(heads, allowed.rows().expand(2, 4, -1, -1))
+    for run in (masked, gather, flex):
+        torch.testing.assert_close(run(heads, pattern, allowed), dense, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_of_gather_are_those_of_masked():
+    allowed, heads = Allowed(40, 40), heads_for(40, 40)
+    pattern = random_pattern(allowed, (16, 16))
+    grads = []
+    for run in (masked, gather):
+        inputs = [x.clone().requires_grad_() for x in (heads.query, heads.key, heads.value)]
+        run(Heads(*inputs, None, True, 0.3), pattern, allowed).square().sum().backward()
+        grads.append([x.grad for x in inputs])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_rows_left_with_nothing_are_repaired_and_counted():
+    allowed = Allowed(40, 40)
+    nothing = Pattern(torch.zeros(1, 2, 3, 3, dtype=torch.bool), (16, 16))
+    fixed = nothing.repaired_for(allowed)
+    assert fixed.repaired == 2 * 40 and torch.equal(fixed.keep[0, 0], torch.eye(3, dtype=torch.bool))
+    late = nothing.keep.clone()
+    late[..., 2] = True  # in the future of all but the last eight
+    assert Pattern(late, (16, 16)).repaired_for(allowed).repaired == 2 * 32
+    padded = Allowed(40, 40, True, padding(40, 40))  # five queries of the second row are padding
+    assert Pattern(nothing.keep.expand(2, -1, -1, -1), (16, 16)).repaired_for(padded).repaired == 2 * (40 + 35)
+
+
+def test_a_part_is_the_same_queries_alone():
+    for kind in ("causal", "left"):
+        allowed = allowed_of(40, 60, kind)
+        some = allowed.part(10, 25)
+        assert torch.equal(some.rows(), allowed.rows(10, 25)[..., : some.n_k])
+        assert not allowed.rows(10, 25)[..., some.n_k :].any()
+
+
+def test_top_blocks_ignores_what_is_not_possible_and_keeps_all_where_few_are():
+    scores = torch.tensor([[3.0, 1.0, 2.0, 9.0]])
+    possible = torch.tensor([[True, True, True, False]])
+    assert top_blocks(scores, 2, possible).tolist() == [[True, False, True, False]]
+    assert top_blocks(scores, 9, possible).tolist() == [[True, True, True, False]]
+    assert top_blocks(scores, torch.tensor([1]), possible).tolist() == [[True, False, False, False]]
+
+
+def test_pooled_means_leave_padding_out():
+    x = torch.arange(5.0)[None, None, :, None]
+    assert pooled(x, 2).flatten().tolist() == [0.5, 2.5, 4.0]
+    assert pooled(x, 8).flatten().tolist() == [2.0]
+
+
+def test_shared_heads_are_equal_inside_a_group():
+    scores = torch.randn(1, 4, 3, 3)
+    for how in ("mean", "sum", "max"):
+        shared = share_heads(scores, 2, how)
+        assert torch.equal(shared[:, 0], shared[:, 1]) and not torch.equal(shared[:, 1], shared[:, 2])
+
+
+def test_auto_takes_gather_for_decoding_and_sparse_blocks_only():
+    allowed, heads = Allowed(256, 256), heads_for(256, 256)
+    assert choose(heads, random_pattern(allowed, (64, 64), share=0.1), allowed) == "gather"
+    assert choose(heads, full(allowed, 2, 4), allowed) == "masked"
+    assert choose(heads, random_pattern(allowed, (1, 1), share=0.1), allowed) == "masked"
+    one = Allowed(1, 256)
+    assert choose(heads_for(1, 256), full(one, 2, 4, (1, 16)), one) == "gather"
