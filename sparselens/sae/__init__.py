@@ -41,6 +41,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "itda": ["Match", "atom_table", "build_itda", "jaccard", "match_layers", "representation_similarity"],
         "mp": ["MatchingPursuit", "PursuitCurve", "encode_with", "pursuit_curve"],
         "mutual_choice": ["AuxZipf", "FeatureBudget", "fit_zipf"],
+        "polysae": ["Interactions", "PolyDecoder", "contribution", "interactions"],
         "rules": ["Matryoshka", "MultiTopK", "Resample", "Rule"],
         "topafa": ["MatchNorm", "QuasiOrthogonality", "TopAFA", "ZF", "quasi_orthogonality", "zf"],
         "formats": ["load_transcoders", "save_transcoders"],

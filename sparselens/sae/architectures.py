@@ -18,6 +18,7 @@ from sparselens.sae.itda import Atoms
 from sparselens.sae.losses import GatedL1, PerBatch, SteeredL1, TargetL0
 from sparselens.sae.mp import MatchingPursuit, Pursued
 from sparselens.sae.mutual_choice import FeatureBudget
+from sparselens.sae.polysae import PolyDecoder
 from sparselens.sae.rules import PerToken, Rule
 from sparselens.sae.structured import LowRank, SparseLowRank, Structured
 from sparselens.sae.topafa import MatchNorm, TopAFA
@@ -30,7 +31,7 @@ ACTIVATIONS: dict[str, type[Activation]] = {
     )
 }
 # Parts that take the place of the linear decoder, and parts that go around the codes, by the name files use.
-DECODERS: dict[str, type[Decoder]] = {}
+DECODERS: dict[str, type[Decoder]] = {PolyDecoder.name: PolyDecoder}
 BYPASSES: dict[str, type[Bypass]] = {LowRank.name: LowRank}
 # How each is trained.
 RULES: dict[str, Rule] = {

@@ -44,6 +44,9 @@ class Decoder(nn.Module):
         """Follow a change of unit: codes come in `codes` times as large, outputs are to be `output` times as large."""
         raise NotImplementedError(f"{type(self).__name__} has no rescale.")
 
+    def settle(self) -> None:
+        """After each step of training: bring the weights back to where the part needs them."""
+
 
 class Bypass(nn.Module):
     """Base of the bypass parts: `forward(sae, x) -> [n, d_out]`, added to the reconstruction.

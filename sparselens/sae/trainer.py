@@ -227,6 +227,8 @@ class SAETrainer:
     def _after_step(self, s: Step, seen: StepResult, tokens: int) -> None:
         if self.unit_rows:
             self.model.W_dec.div_(self.model.W_dec.norm(dim=1, keepdim=True))
+        if self.model.decoder is not None:
+            self.model.decoder.settle()
         self.since += tokens * parallel.size()
         self.since[seen.fires > 0] = 0
         for rule in self.rules:
