@@ -27,7 +27,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "drop_repeats",
             "special_token_report",
         ],
-        "gba": ["BiasAdaptation", "Recovery", "SeedConsistency", "recovery", "seed_consistency"],
+        "gba": ["BiasAdaptation", "SeedConsistency", "seed_consistency"],
         "gradtopk": [
             "GradTopK",
             "Influence",
@@ -55,6 +55,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "store": ["ActivationStore", "harvest"],
         "structured": ["CodeSplit", "LowRank", "SparseLowRank", "Structured", "code_split"],
         "train": ["train_sae"],
+        "truth": ["Recovery", "RecoveryBench", "recovery", "recovery_bench"],
         "verify": ["Verification"],
         "vsae": ["GaussianPrior", "SelectionChurn", "selection_churn"],
     },

@@ -210,45 +210,5 @@ def seed_consistency(
     return SeedConsistency(similarity, chosen, share, above)
 
 
-@dataclass(frozen=True)
-class Recovery:
-    """How well a dictionary holds planted directions.
-
-    Attributes:
-        cosine: `[n]` for each planted direction, the largest cosine with a decoder row.
-    """
-
-    cosine: Float[Tensor, " n"]
-
-    def share(self, above: float) -> float:
-        """Share of the planted directions that are recovered beyond a cosine."""
-        return float((self.cosine > above).double().mean())
-
-    def to_frame(self) -> "pandas.DataFrame":
-        """A row a planted direction."""
-        import pandas as pd
-
-        return pd.DataFrame({"cosine": self.cosine.cpu().numpy()}).rename_axis("direction").reset_index()
-
-    def _repr_html_(self) -> str:
-        from sparselens.views import report_html
-
-        rows = [("directions", len(self.cosine)), ("mean cosine", float(self.cosine.mean()))]
-        return report_html("Recovery", [*rows, *((f"share above {a:g}", self.share(a)) for a in (0.8, 0.9))])
-
-
-@torch.no_grad()
-def recovery(sae: SAE, truth: Float[Tensor, "n d"]) -> Recovery:
-    """Compare a dictionary with the directions that its data was made of.
-
-    Args:
-        sae: the dictionary; for a signed one the sign of a row does not count.
-        truth: the planted directions, of any norm.
-    """
-    normalize = torch.nn.functional.normalize
-    cosines = normalize(truth.float(), dim=1) @ normalize(sae.W_dec.float(), dim=1).T
-    return Recovery(_largest(cosines, sae.activation.signed))
-
-
 def _largest(cosines: Tensor, signed: bool) -> Tensor:
     return (cosines.abs() if signed else cosines).amax(1)
