@@ -61,8 +61,11 @@ def to_training(sae: SAE, units: Units) -> SAE:
     if sae.rank_by_decoder_norm and "W_dec" in model._parameters:
         _fold_norms(model)
     inverse = Units(1 / units.read, -units.shift * units.read, 1 / units.written, 1 / units.codes)
-    own = {name: p.data.clone() for name, p in model.named_parameters() if name in _MATRICES or name.startswith("decoder.")}
-    fresh = {} if sae.b_dec.any() else own
+    fresh = {} if sae.b_dec.any() else {
+        name: p.data.clone()
+        for name, p in model.named_parameters()
+        if name in _MATRICES or name.startswith("decoder.")
+    }
     _rescale(model, inverse)
     for name, value in fresh.items():
         model.get_parameter(name).data = value
