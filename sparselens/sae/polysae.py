@@ -1,9 +1,9 @@
 """A polynomial decoder: two latents that fire together write a third direction (Koromilas et al., 2026).
 
 arXiv 2602.01322. The encoder stays an ordinary one. All codes pass through one orthonormal table U; powers of the
-result are written by a matrix each: `x_hat = b_dec + a C1' + l2 a^2 C2' + l3 a^3 C3'` with `a = z U` (powers entry by entry,
-lower ranks reuse the first columns). So `sae.W_dec` (the linear atoms `U C1'`) is only part of what a latent does:
-see `contribution`, and do not scale its rows.
+result are written by a matrix each: `x_hat = b_dec + a C1' + l2 a^2 C2' + l3 a^3 C3'` with `a = z U` (powers entry by
+entry; lower ranks reuse the first columns). So `sae.W_dec` (the linear atoms `U C1'`) is only part of what a latent
+does: see `contribution`, and do not scale its rows.
 """
 
 from collections.abc import Sequence
