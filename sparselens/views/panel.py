@@ -211,8 +211,7 @@ class InterventionPanel(View):
         columns = []
         marked = zip(differing(self.untouched[:most], self.steered[:most]), ("untouched", "steered"), strict=True)
         for words, name in marked:
-            text = "".join(f'<span style="{_NEW}">{escape(word)}</span>' if new else escape(word)
-                           for word, new in words)
+            text = "".join(_marked(word) if new else escape(word) for word, new in words)
             columns.append(f'<div style="flex:1 1 300px;min-width:0"><b>{name}</b>'
                            f'<div style="{_MONO}">{text or "∅"}</div></div>')
         lines = "".join(f'<tr style="{TABLE_ROW}"><td style="{_CELL}">{name}</td><td style="{_CELL}">{_shown(a)}</td>'
@@ -264,6 +263,11 @@ def differing(a: str, b: str) -> tuple[list[tuple[str, bool]], list[tuple[str, b
         new[0][i : i + n] = new[1][j : j + n] = [False] * n
     left, right = (list(zip(words, marks, strict=True)) for words, marks in zip(parts, new, strict=True))
     return left, right
+
+
+def _marked(word: str) -> str:
+    bare = word.lstrip()
+    return f'{word[: len(word) - len(bare)]}<span style="{_NEW}">{escape(bare)}</span>'
 
 
 def _shown(value: float) -> str:

@@ -2,13 +2,12 @@
 
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sparselens.views import diff_html, report_html, snippets
-from tests.browser.lab import running_lab, write_notebook
+from tests.browser.lab import write_notebook
 from tests.views.sample_views import VIEWS
 from tests.views.samples import HOSTILE, diff_examples, diff_frame, hostile_view
 
@@ -62,15 +61,13 @@ NOTEBOOK_OPEN = "window.jupyterapp?.shell.currentWidget?.content?.widgets?.lengt
 
 
 @pytest.fixture(scope="module")
-def lab(browser, tmp_path_factory):
-    """The address of a JupyterLab with a live notebook and an untrusted one."""
-    home, notebooks = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("notebooks")
-    write_notebook(notebooks / "live.ipynb", [(SETUP, []), ("w", []), (FROM_PYTHON, [])])
-    write_notebook(notebooks / "views.ipynb", [(VIEWS_SETUP, []), (VIEWS_LAST, [])])
+def lab(serve):
+    """The address of a JupyterLab with live notebooks and an untrusted one."""
+    write_notebook(serve.folder / "live.ipynb", [(SETUP, []), ("w", []), (FROM_PYTHON, [])])
+    write_notebook(serve.folder / "views.ipynb", [(VIEWS_SETUP, []), (VIEWS_LAST, [])])
     shown = [*_fragments(), "<div>a formula: $x^2$</div>"]
-    write_notebook(notebooks / "untrusted.ipynb", [("'before'", [{"text/html": html}]) for html in shown])
-    with running_lab(home, Path(notebooks)) as address:
-        yield address
+    write_notebook(serve.folder / "untrusted.ipynb", [("'before'", [{"text/html": html}]) for html in shown])
+    return serve.address
 
 
 def _fragments() -> list[str]:

@@ -1,13 +1,11 @@
 """The sparsity dial in JupyterLab from end to end, and the static forms in an untrusted notebook."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from sparselens.views import channel_map, sparsity_dial
-from tests.browser.lab import running_lab, write_notebook
+from tests.browser.lab import write_notebook
 from tests.browser.test_jupyterlab import ALL_DONE, CELLS, RUN_ALL, RUN_LAST, SLOW, _Elements, _open
 from tests.views.samples import HOSTILE
 
@@ -45,17 +43,15 @@ def _fragments() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def lab(browser, tmp_path_factory):
+def lab(serve):
     """The address of a JupyterLab with a live notebook and an untrusted one."""
-    home, notebooks = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("notebooks")
-    write_notebook(notebooks / "live.ipynb", [(SETUP, []), ("w", []), (WHILE_RUNNING, [])])
-    write_notebook(notebooks / "untrusted.ipynb", [("'before'", [{"text/html": html}]) for html in _fragments()])
-    with running_lab(home, Path(notebooks)) as address:
-        yield address
+    write_notebook(serve.folder / "dial.ipynb", [(SETUP, []), ("w", []), (WHILE_RUNNING, [])])
+    write_notebook(serve.folder / "pictures.ipynb", [("'before'", [{"text/html": html}]) for html in _fragments()])
+    return serve.address
 
 
 def test_the_dial_and_python_hear_each_other_while_a_model_answers(lab, open_page):
-    watched = _open(open_page, f"{lab}/lab/tree/live.ipynb")
+    watched = _open(open_page, f"{lab}/lab/tree/dial.ipynb")
     page = watched.page
     page.evaluate(RUN_ALL)
     page.wait_for_function(ALL_DONE, timeout=SLOW)
@@ -88,7 +84,7 @@ def test_the_dial_and_python_hear_each_other_while_a_model_answers(lab, open_pag
 
 
 def test_an_untrusted_notebook_keeps_pictures_and_tables(lab, open_page):
-    watched = _open(open_page, f"{lab}/lab/tree/untrusted.ipynb")
+    watched = _open(open_page, f"{lab}/lab/tree/pictures.ipynb")
     page = watched.page
     outputs = page.locator(".jp-RenderedHTML")
     for i, fragment in enumerate(_fragments()):

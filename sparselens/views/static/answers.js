@@ -33,7 +33,11 @@ function compared(texts) {
   }
   const marks = differing(...words);
   return words.map((own, k) =>
-    own.map((word, i) => (marks[k][i] ? make("span", "sl-new", whole(word)) : whole(word))),
+    own.flatMap((word, i) => {
+      if (!marks[k][i]) return [whole(word)];
+      const bare = word.trimStart();
+      return [word.slice(0, word.length - bare.length), make("span", "sl-new", whole(bare))];
+    }),
   );
 }
 

@@ -66,7 +66,7 @@ function buildRows(chains) {
     function update(probe, threshold, first) {
       number.textContent = step === first ? `${step + 1} ◀` : String(step + 1);
       number.classList.toggle("sl-first", step === first);
-      node.setAttribute("aria-label", `step ${step + 1}${step === first ? ", the first below the line" : ""}`);
+      number.title = step === first ? "the first below the line" : "";
       chains.forEach((chain, i) => {
         cells[i].track.update(chain.has(probe, step) ? chain.score(probe, step) : undefined, threshold);
       });
