@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sparselens.errors import InputError
+from sparselens.errors import InputError, closest
 from sparselens.models.live import LiveModel
 from sparselens.reasoning.step_data import StepBatch, StepDataset
 from sparselens.reasoning.step_latents import StepLatents
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sparselens.reasoning.ssae_run import StepRun
 
 _BATCH = 16
+POOLINGS = ("last", "mean")
 
 
 class StepLoss(NamedTuple):
@@ -65,6 +66,9 @@ class StepSAE(nn.Module):
         rank: of the adapters.
         noise: standard deviation of what is added to every coordinate of z in training.
         mask_share: share of the step's tokens that are hidden from attention in training.
+        pooling: what the encoder's summary h is: its state at the end token ("last", the paper's), or the mean over the
+            step's tokens and the end ("mean"). An encoder that is not trained tells little at its end token.
+        layer: the block after which a shared encoder's states are read; None: after the final norm, as in the paper.
         max_context, max_step: last tokens of the context, and most tokens of a step, that are read.
         condition_on_context: False hides the context from the decoder: then z has to carry all of the step.
         official_masking: take the summary and the end of the decoder's input from the masked lengths, as the published
@@ -73,6 +77,7 @@ class StepSAE(nn.Module):
 
     Attributes:
         encoder, decoder: the language models, `StepLM`. W_enc `[d, n]`, b_enc `[n]`, mlp: the trained parts.
+        shift, scale: `[d]` what h is standardised by before W_enc, if the encoder is frozen; training sets them.
         prior: the distribution of z given the context, once `fit_prior` has run.
         metadata: facts about its training.
 
@@ -81,26 +86,31 @@ class StepSAE(nn.Module):
     """
 
     def __init__(self, model: LiveModel, *, expansion: int = 1, tuning: str | Sequence[str] = "frozen", rank: int = 8,
-                 noise: int | float = 0.01, mask_share: int | float = 0.1, max_context: int = 256,
-                 max_step: int = 256, condition_on_context: bool = True, official_masking: bool = False,
-                 seed: int = 0):
+                 noise: int | float = 0.01, mask_share: int | float = 0.1, pooling: str = "last",
+                 layer: int | None = None, max_context: int = 256, max_step: int = 256,
+                 condition_on_context: bool = True, official_masking: bool = False, seed: int = 0):
         super().__init__()
         if expansion < 1 or noise < 0 or not 0 <= mask_share < 1:
             raise InputError(f"expansion={expansion}, noise={noise}, mask_share={mask_share}: expansion is 1 or more, "
                              "noise 0 or more, and the share at least 0 and below 1.")
+        if pooling not in POOLINGS:
+            raise InputError(f"pooling={pooling!r} is unknown; valid are {', '.join(POOLINGS)}."
+                             f"{closest(str(pooling), POOLINGS)}")
         pair = [tuning] * 2 if isinstance(tuning, str) else list(tuning)
         if len(pair) != 2:
             raise InputError(f"tuning={tuning!r}: give one word, or one for the encoder and one for the decoder.")
         self.expansion, self.rank, self.noise, self.mask_share = expansion, rank, noise, mask_share
-        self.max_context, self.max_step = max_context, max_step
+        self.pooling, self.layer, self.max_context, self.max_step = pooling, layer, max_context, max_step
         self.condition_on_context, self.official_masking = condition_on_context, official_masking
         d, n = model.d_model, expansion * model.d_model
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.encoder, self.decoder = StepLM(model, pair[0], rank), StepLM(model, pair[1], rank)
+            self.encoder, self.decoder = StepLM(model, pair[0], rank, layer), StepLM(model, pair[1], rank)
             self.W_enc = nn.Parameter(nn.Linear(d, n, bias=False).weight.detach().T.clone())
             self.mlp = nn.Sequential(nn.Linear(n, n), nn.ReLU(), nn.Linear(n, expansion * d))
         self.b_enc = nn.Parameter(torch.zeros(n))
+        self.shift = nn.Parameter(torch.zeros(d), requires_grad=False)
+        self.scale = nn.Parameter(torch.ones(d), requires_grad=False)
         self.decoder.sep.requires_grad_(True)
         self.prior: StepPrior | None = None
         self.metadata: dict[str, Any] = {}
@@ -140,19 +150,22 @@ class StepSAE(nn.Module):
     # --- the computation -------------------------------------------------------------------------------------------
 
     def summary(self, batch: StepBatch, keep: Tensor | None = None) -> Float[Tensor, "b d"]:
-        """The encoder's state at the end token, float32.
+        """What the encoder makes of each step, float32: its state at the end token, or the mean over the step.
 
         Args:
             batch: steps on the model's device.
             keep: which positions attention may see, bool `[b, pos]`; all by default.
         """
         states = self.encoder.states(self.encoder.embed(batch), keep)
+        if self.pooling == "mean":
+            weight = batch.targets.float()
+            return (states.float() * weight[..., None]).sum(1) / weight.sum(-1, keepdim=True)
         length = batch.length if keep is None or not self.official_masking else (keep & batch.mask).sum(-1)
         return states[torch.arange(len(batch), device=states.device), length - 1].float()
 
     def code(self, h: Float[Tensor, "b d"]) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b"]]:
         """Codes z of L2 norm 1, or 0 where no feature is on; and the norms they had before."""
-        a = torch.relu(h @ self.W_enc + self.b_enc)
+        a = torch.relu((h - self.shift) / self.scale @ self.W_enc + self.b_enc)
         norm = a.norm(dim=-1)
         return a / norm.clamp(min=torch.finfo(a.dtype).tiny)[:, None], norm
 

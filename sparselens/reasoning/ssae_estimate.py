@@ -1,11 +1,12 @@
 """What training a step-level SAE would take, measured on a few of its own batches."""
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from sparselens.reasoning.controller import SparsityController
 from sparselens.reasoning.ssae import StepSAE
@@ -14,7 +15,7 @@ from sparselens.reasoning.ssae_train import StepTrainer
 if TYPE_CHECKING:
     import pandas
 
-_TRIED = 4  # updates, after one to warm up
+_TRIED = 4  # updates, after the largest one
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class StepEstimate:
         tokens: positions that go through the encoder or the decoder, padding included.
         tokens_per_second: measured.
         memory: bytes that training adds to the open model at its peak: copies or adapters, gradients, optimiser state,
-            what autograd keeps of the largest batch, and its logits.
+            and what the largest batch needs.
     """
 
     seconds: float
@@ -67,26 +68,24 @@ def estimate(ssae: StepSAE, data: Any, *, epochs: int | float = 1, batch_size: i
     sizes = [_size(trainer, number) for number in range(batches)]
     # a frozen encoder reads each step once, besides
     reading = sizes[:per_epoch] if trainer.summaries is not None else []
-    trainer.update()
-    kept, tried, read_seconds, train_seconds = _Kept(ssae), 0, 0.0, 0.0
-    for number in range(1, 1 + _TRIED):
+    trainer.step = int(np.argmax(sizes))
+    peak = _peak(trainer.update)  # warms up, too
+    tried, read_seconds, train_seconds = 0, 0.0, 0.0
+    for number in range(_TRIED):
+        trainer.step = number
         began = time.perf_counter()
         trainer.summary(trainer.data.batch(trainer.rows(number)))
         read = time.perf_counter()
-        with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda value: value):
-            trainer.update()
-        kept.next_batch()
+        trainer.update()
         tried += _size(trainer, number)
         read_seconds, train_seconds = read_seconds + read - began, train_seconds + time.perf_counter() - read
     trainer.optimiser.zero_grad(set_to_none=True)
     seconds = (sum(sizes) * train_seconds + sum(reading) * read_seconds) / tried
     tokens = sum(sizes) + sum(reading)
-    weights = sum(p.numel() * p.element_size() for p in trainer.leaves)
-    copies = sum(p.numel() * p.element_size() for p in ssae.parameters())
-    activations = max(kept.bytes) * max(sizes) / max(_size(trainer, n) for n in range(1, 1 + _TRIED))
-    summaries = 0 if trainer.summaries is None else trainer.summaries.nbytes
-    return StepEstimate(seconds, batches // accumulate, tokens, tokens / seconds,
-                        int(copies + 3 * weights + activations + summaries))
+    held = [*ssae.parameters(), *trainer.leaves, *trainer.leaves]  # AdamW keeps two numbers a trained weight
+    memory = peak + sum(p.numel() * p.element_size() for p in held)
+    memory += 0 if trainer.summaries is None else trainer.summaries.nbytes
+    return StepEstimate(seconds, batches // accumulate, tokens, tokens / seconds, memory)
 
 
 def _size(trainer: StepTrainer, number: int) -> int:
@@ -95,22 +94,13 @@ def _size(trainer: StepTrainer, number: int) -> int:
     return int(lengths.max()) * len(lengths)
 
 
-class _Kept:
-    """Bytes that autograd keeps of each batch, weights left out."""
-
-    def __init__(self, ssae: StepSAE):
-        owned = [*ssae.parameters(), *ssae.model.module.parameters()]
-        self.known = {p.untyped_storage().data_ptr() for p in owned}
-        self.seen: set[int] = set()
-        self.now, self.bytes = 0, []
-
-    def pack(self, value: Tensor) -> Tensor:
-        storage = value.untyped_storage()
-        if storage.data_ptr() not in self.known | self.seen:
-            self.seen.add(storage.data_ptr())
-            self.now += storage.nbytes()
-        return value
-
-    def next_batch(self) -> None:
-        self.bytes.append(self.now)
-        self.now, self.seen = 0, set()
+def _peak(call: Callable[[], Any]) -> int:
+    """Most bytes that tensors made during a call hold at one time."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        call()
+    held = most = 0
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most

@@ -19,6 +19,7 @@ from sparselens.reasoning.step_data import StepBatch, StepDataset
 from sparselens.sae.checkpoint import load_checkpoint, save_checkpoint
 
 _LOGGED = 200
+_STANDARD = 256  # steps that a frozen encoder's mean and variance are taken from
 _WARM_UP, _LAST = 0.05, 0.1  # share of the run that the rise takes; learning rate at the end, of its peak
 
 
@@ -76,6 +77,7 @@ def fit(
     settings |= {"tokens": int(steps.lengths.sum()), "controller": controller.settings(), "ssae": repr(ssae)}
     trainer = StepTrainer(ssae, steps, controller, settings)
     run, folder = StepRun(settings), None if out is None else Path(out)
+    trainer.standardise()
     trainer.resume(folder, run)
     _loop(trainer, run, folder, checkpoint_every, progress, live)
     ssae.metadata |= {"steps": len(steps), "updates": n_steps, "batch_size": batch_size * accumulate, "seed": seed,
@@ -179,6 +181,21 @@ class StepTrainer:
         self.optimiser.step()
         self.step += 1
         return {name: sum(s[name] for s in seen) / len(seen) for name in seen[0]}
+
+    @torch.no_grad()
+    def standardise(self) -> None:
+        """Bring the summaries of a frozen encoder to mean 0 and variance 1 in each dimension; once only.
+
+        Where they are not trained, a few large dimensions would drown all others.
+        """
+        if self.summaries is None or not bool((self.ssae.scale == 1).all()):
+            return
+        size = min(self.settings["batch_size"], len(self.data))
+        numbers = range(min(-(-_STANDARD // size), len(self.data) // size))
+        h = torch.cat([self.summary(self.data.batch(self.rows(number))) for number in numbers])
+        if len(h) > 1:
+            self.ssae.shift.copy_(h.mean(0))
+            self.ssae.scale.copy_(h.std(0).clamp(min=1e-6))
 
     def summary(self, batch: StepBatch) -> Tensor | None:
         """What the encoder makes of a batch, if it is frozen."""

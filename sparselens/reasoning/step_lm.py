@@ -2,15 +2,16 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sparselens.attach import edit
 from sparselens.errors import FitError, InputError, SiteError, closest
-from sparselens.models.engine import Swap
+from sparselens.models.engine import Stop, Swap
 from sparselens.models.live import LiveModel
 from sparselens.reasoning.step_data import StepBatch
 
@@ -45,17 +46,22 @@ class StepLM(nn.Module):
         model: the live model.
         tuning: "frozen", "lora" (adapters on every linear layer that has a site) or "full".
         rank: of the adapters.
+        layer: the block after which states are read; None: after the final norm. Not for a copy.
 
     Raises:
-        InputError: an unknown tuning. FitError: a model that does not take embeddings, or an unusual output layer.
+        InputError: an unknown tuning, or a layer that cannot be read.
+        FitError: a model that does not take embeddings, or an unusual output layer.
     """
 
-    def __init__(self, model: LiveModel, tuning: str = "frozen", rank: int = 8):
+    def __init__(self, model: LiveModel, tuning: str = "frozen", rank: int = 8, layer: int | None = None):
         super().__init__()
         if tuning not in TUNINGS:
             raise InputError(f"tuning {tuning!r} is unknown; valid are {', '.join(TUNINGS)}."
                              f"{closest(str(tuning), TUNINGS)}")
-        self.model, self.tuning, self.rank = model, tuning, rank
+        if layer is not None and (tuning == "full" or not 0 <= layer < model.n_layers):
+            raise InputError(f"layer={layer} with tuning {tuning!r}: valid are 0 to {model.n_layers - 1} for a shared "
+                             "model (frozen or lora), else None.")
+        self.model, self.tuning, self.rank, self.layer = model, tuning, rank, layer
         self.own: nn.Module | None = None
         self.adapters = nn.ModuleDict()
         if tuning == "full":
@@ -118,10 +124,23 @@ class StepLM(nn.Module):
         return torch.where(here[..., None], self.sep.to(values.dtype), values)
 
     def states(self, embeds: Float[Tensor, "b pos d"], mask: Tensor | None = None) -> Float[Tensor, "b pos d"]:
-        """States after the final norm. Without a mask every position counts: right padding changes no real one."""
+        """States after the final norm, or after `layer`, where the pass then stops.
+
+        Without a mask every position counts: right padding changes no real one.
+        """
+        found: list[Tensor] = []
+
+        def take(value: Tensor, _context: Any) -> None:
+            found.append(value.clone())  # some models change tensors in place later
+            raise Stop
+
+        extra = {} if mask is None else {"attention_mask": mask.long()}
         with self.ready() as module:
-            extra = {} if mask is None else {"attention_mask": mask.long()}
-            return module.base_model(inputs_embeds=embeds, use_cache=False, **extra).last_hidden_state
+            if self.layer is None:
+                return module.base_model(inputs_embeds=embeds, use_cache=False, **extra).last_hidden_state
+            with self.model.attach(edit(f"blocks.{self.layer}.hook_resid_post", take)), suppress(Stop):
+                module.base_model(inputs_embeds=embeds, use_cache=False, **extra)
+            return found[0]
 
     def logits(self, states: Float[Tensor, "n d"]) -> Float[Tensor, "n vocab"]:
         """Logits of states after the final norm, in float32."""
@@ -144,7 +163,8 @@ class StepLM(nn.Module):
         try:
             with self.ready() as module:
                 wanted = module(input_ids=ids, use_cache=False).logits[0].float()
-            found = self.logits(self.states(self._embedding()(ids))[0])
+                states = module.base_model(inputs_embeds=self._embedding()(ids), use_cache=False).last_hidden_state
+            found = self.logits(states[0])
         except (TypeError, NotImplementedError, AttributeError) as error:
             raise FitError(f"{self.model.name} ({self.model.backend}) does not take embeddings as a step-level SAE "
                            f"gives them ({error}); load it with backend='torch'.") from error

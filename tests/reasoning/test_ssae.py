@@ -57,6 +57,27 @@ def test_a_code_is_the_formula_of_the_paper(m):
     assert batch.ids[0, -1] == m.tokenizer.eos_token_id and int(batch.sep) == len(m.tokenizer(PAIRS[0][0]).input_ids)
 
 
+def test_the_summary_may_be_the_mean_over_the_step(m):
+    ssae, data = made(m, pooling="mean"), StepDataset.from_pairs(PAIRS[:3] + [("q", "longer " * 9)], m.tokenizer)
+    batch = data.batch(range(4))
+    states = ssae.encoder.states(ssae.encoder.embed(batch))
+    wanted = torch.stack([states[i, batch.sep[i] + 1 : batch.length[i]].mean(0) for i in range(4)])
+    torch.testing.assert_close(ssae.summary(batch), wanted)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_the_summary_may_be_read_after_any_block(family):
+    m = tiny.live(family)
+    batch = StepDataset.from_pairs(PAIRS[:2], m.tokenizer).batch([0, 1])
+    ssae = StepSAE(m, layer=1)
+    wanted = m.module.base_model(inputs_embeds=ssae.encoder.embed(batch), output_hidden_states=True).hidden_states[2]
+    torch.testing.assert_close(ssae.summary(batch), wanted[[0, 1], batch.length - 1].detach())
+    StepSAE(m, layer=0, tuning="lora").fit(PAIRS[:16], batch_size=8, **QUICK)
+    for wrong in ({"layer": 3}, {"layer": 1, "tuning": "full"}):
+        with pytest.raises(InputError, match="layer"):
+            StepSAE(m, **wrong)
+
+
 def test_no_feature_on_gives_zero_not_nan(m):
     ssae = made(m)
     with torch.no_grad():
@@ -439,7 +460,7 @@ def test_long_and_odd_steps(m):
     for wrong in ([], [("q", "")]):
         with pytest.raises(InputError):
             ssae.transform(wrong)
-    for wrong in ({"expansion": 0}, {"tuning": "lorra"}, {"tuning": ["frozen"]}, {"noise": -1.0}):
+    for wrong in ({"expansion": 0}, {"tuning": "lorra"}, {"tuning": ["frozen"]}, {"noise": -1.0}, {"pooling": "max"}):
         with pytest.raises(InputError):
             StepSAE(m, **wrong)
     with pytest.raises(InputError, match="shape"):
