@@ -1,5 +1,6 @@
 """The live card of a feature, and the box in which a sentence is tested."""
 
+import math
 from typing import Any
 
 import traitlets
@@ -121,7 +122,8 @@ def card_state(view: FeatureCard) -> dict[str, Any]:
         "facts": [[name, clean(text)] for name, text in view.facts],
         "counts": counts.tolist(),
         "edges": [float(edge) for edge in edges],
-        "neighbours": [[other, clean(text, 120), cosine] for other, text, cosine in view.neighbours],
+        "neighbours": [[other, clean(text, 120), cosine if math.isfinite(cosine) else None]
+                       for other, text, cosine in view.neighbours],
         "promotes": [clean(word, 40) for word in view.promotes],
         "texts": pack_texts(view.rows),
     }

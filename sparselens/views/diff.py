@@ -144,7 +144,9 @@ def _row(row: dict[str, Any], sides: Sides, layout: _Layout) -> str:
 
 
 def _share(share: float, colour: tuple[int, int, int]) -> str:
-    """A frequency as text with a bar under it."""
+    """A frequency as text with a bar under it; a dash where it is not known."""
+    if not np.isfinite(share):
+        return "–"
     box = f"width:84px;height:6px;background:{rgba((128, 128, 128), 0.2)}"
     bar = f"height:6px;width:{100 * share:.1f}%;background:{rgba(colour, 1.0)}"
     text = f'<div style="white-space:nowrap">{100 * share:.1f} %</div>'
@@ -154,7 +156,7 @@ def _share(share: float, colour: tuple[int, int, int]) -> str:
 def _interval(row: dict[str, Any], reach: float) -> str:
     """The difference as text, and its interval on an axis from -reach to reach with a line at zero."""
     difference, low, high = (float(row[key]) for key in ("difference", "ci_low", "ci_high"))
-    text = f"{difference:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+    text = f"{difference:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−").replace("+nan", "–")
     text = f'<div style="white-space:nowrap">{text}</div>'
     if not np.isfinite([low, high]).all():
         return text
@@ -168,7 +170,9 @@ def _interval(row: dict[str, Any], reach: float) -> str:
 
 
 def _small(value: float) -> str:
-    """A p- or q-value."""
+    """A p- or q-value; a dash where it is not known."""
+    if not np.isfinite(value):
+        return "–"
     if value >= 0.001 or value == 0:
         return f"{value:.3f}"
     return f"{value:.0e}".replace("e-0", "e-").replace("e-", "e−")

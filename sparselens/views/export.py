@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
@@ -31,7 +32,7 @@ def export_html(views: Sequence[Union[View, "ViewWidget"]], *, title: str) -> st
     widgets = [_portable(view) for view in views]
     data = {"views": [_data(widget) for widget in widgets], "shared": SHARED}
     # "<" as an escape: no text can then close the script element or open a comment in it
-    packed = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    packed = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     fallback = "\n".join(widget.view._fallback() for widget in widgets)
     body = (
         f'<div id="sparselens-view"></div>\n<noscript>{fallback}</noscript>\n'
@@ -88,6 +89,8 @@ def _split(state: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[list[str |
             return None
         if isinstance(value, dict):
             return {key: walk(item, [*path, key]) for key, item in value.items()}
+        if isinstance(value, float) and not math.isfinite(value):
+            return None  # JSON has no NaN
         if isinstance(value, (list, tuple)):
             return [walk(item, [*path, i]) for i, item in enumerate(value)]
         return value

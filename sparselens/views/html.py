@@ -145,7 +145,9 @@ def rgba(colour: tuple[int, int, int], opacity: float) -> str:
 
 
 def number(value: float, signed: bool = False) -> str:
-    """Return a number with three significant digits, with a real minus sign."""
+    """Return a number with three significant digits, with a real minus sign; a dash for NaN."""
+    if value != value:
+        return "–"
     digits = ",.0f" if 1000 <= abs(value) < 1e9 else ".3g"
     return f"{value:{'+' if signed else ''}{digits}}".replace("-", "−")
 

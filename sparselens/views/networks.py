@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from sparselens.errors import InputError
+from sparselens.errors import InputError, NotFiniteError
 from sparselens.views import svg
 from sparselens.views.base import STATIC_BYTES, View, figure_of, pack_texts
 from sparselens.views.classes import Classes, numbered
@@ -55,6 +55,7 @@ def network_view(
 
     Raises:
         InputError: a column is missing, or a feature is paired with itself in the same texts.
+        NotFiniteError: an npmi is NaN or infinite.
     """
     missing = [column for column in PAIR if column not in pairs.columns]
     if missing:
@@ -62,6 +63,11 @@ def network_view(
     if names is None and (pairs["feature_a"] == pairs["feature_b"]).any():
         twice = pairs["feature_a"][pairs["feature_a"] == pairs["feature_b"]].iloc[0]
         raise InputError(f"feature {twice} is paired with itself. Give names if the columns are of different texts.")
+    unknown = pairs[~np.isfinite(pairs["npmi"].to_numpy(dtype=float))]
+    if len(unknown):
+        first = unknown.iloc[0]
+        raise NotFiniteError(f"npmi of {len(unknown)} pairs is NaN or infinite, the first of features "
+                             f"{int(first['feature_a'])} and {int(first['feature_b'])}. Leave such pairs out.")
     said = {int(feature): str(label) for feature, label in (labels or {}).items()}
     return CorrelationNetwork(pairs, examples, said, names, title, tuple(notes))
 

@@ -24,6 +24,7 @@ function readRows(model) {
 }
 
 function small(value) {
+  if (!Number.isFinite(value)) return "–";
   return value >= 0.001 || value === 0 ? value.toFixed(3) : value.toExponential(0).replace("-", "−");
 }
 
@@ -31,7 +32,7 @@ function share(value, colour) {
   const cell = make("td", "", percent(value));
   const box = make("div", "sl-box");
   const bar = make("div", "sl-fill");
-  bar.style.width = `${100 * value}%`;
+  bar.style.width = `${100 * (value || 0)}%`; // NaN is no width
   bar.style.background = `rgb(${colour})`;
   box.append(bar);
   cell.append(box);

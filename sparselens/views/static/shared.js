@@ -20,6 +20,7 @@ function visible(text, limit = TOKEN_CHARS) {
 }
 
 function number(value, signed = false) {
+  if (value === null || Number.isNaN(value)) return "–"; // not known
   const size = Math.abs(value);
   const text = size >= 1000 && size < 1e9 ? size.toFixed(0) : String(Number(size.toPrecision(3)));
   if (value < 0) return "−" + text;
@@ -68,6 +69,7 @@ function halfToNumber(bits) {
 }
 
 function percent(share, digits = 1) {
+  if (!Number.isFinite(share)) return "–";
   return `${(100 * share).toFixed(digits)} %`;
 }
 
