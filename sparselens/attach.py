@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sparselens.measure.reports import Report
 
 Sites = str | Iterable[str] | None
+Judge = Callable[[Any, Tensor], Tensor]  # takes codes and the reconstruction, which it gives back
 
 
 @runtime_checkable
@@ -154,11 +155,14 @@ class replace:
     the dictionary's range (`sae.applies(x)` is False, such as attention sinks whose norm is far above anything it was
     trained on) pass through untouched.
 
+    The first tokens it meets are held against the l0 and fvu that its file records, at no cost: far from them, the
+    run ends with a `FitError`. Nothing is judged where something else is on the model before it.
+
     Args:
         sae: a dictionary with `encode`, `decode`, `measure` and `applies`.
         error_term: add back what the reconstruction misses. The output is then unchanged, while gradients reach the
             latents: only the reconstruction carries them, the error does not.
-        force: attach although the SAE was recorded for another model or site.
+        force: attach although the SAE was recorded for another model or site, or does badly here.
     """
 
     def __init__(self, sae: Any, error_term: bool = False, force: bool = False):
@@ -167,8 +171,9 @@ class replace:
     def edits(self, model: LiveModel, at: Sites = None) -> list[Edit]:
         return spliced(self.sae, model, at, self.force, self._new, self._put)
 
-    def _new(self, x: Tensor) -> Tensor:
-        return self.sae.decode(self.sae.encode(x), self.sae.measure(x))
+    def _new(self, x: Tensor, judge: Judge) -> Tensor:
+        z = self.sae.encode(x)
+        return judge(z, self.sae.decode(z, self.sae.measure(x)))
 
     def _put(self, y: Tensor, new: Tensor, applies: Tensor) -> Tensor:
         new = new.to(y.dtype)
@@ -199,7 +204,7 @@ class steer:
         sae: a dictionary.
         feature: index of a latent, or several.
         value: the activation to set, or one per feature.
-        force: steer although the SAE was recorded for another model or site.
+        force: steer although the SAE was recorded for another model or site, or does badly here.
     """
 
     def __init__(self, sae: Any, feature: int | Sequence[int], value: float | Sequence[float], *, force: bool = False):
@@ -221,13 +226,13 @@ class steer:
         edits = spliced(self.sae, model, at, self.force, self._change, lambda y, new, _: y + new.to(y.dtype))
         return edits if self.features else []
 
-    def _change(self, x: Tensor) -> Tensor:
+    def _change(self, x: Tensor, judge: Judge) -> Tensor:
         latents = self.sae.encode(x)
         dense = latents.dense() if hasattr(latents, "dense") else latents
         changed = dense.clone()
         changed[..., self.features] = torch.tensor(self.values, dtype=dense.dtype, device=dense.device)
         tokens = self.sae.measure(x)
-        return self.sae.decode(changed, tokens) - self.sae.decode(dense, tokens)
+        return self.sae.decode(changed, tokens) - judge(latents, self.sae.decode(dense, tokens))
 
 
 def spliced(
@@ -235,17 +240,27 @@ def spliced(
     model: LiveModel,
     at: Sites,
     force: bool,
-    compute: Callable[[Tensor], Tensor],
+    compute: Callable[[Tensor, Judge], Tensor],
     put: Callable[[Tensor, Tensor, Tensor], Tensor],
 ) -> list[Edit]:
     """Edits that feed a dictionary where it reads and change the value where it writes.
 
-    `put(value, compute(read), applies(read))` is the new value. A dictionary that reads or writes several sites has
-    them side by side in what `compute` takes and gives.
+    `put(value, compute(read, judge), applies(read))` is the new value; `compute` hands its codes and reconstruction
+    through `judge`. A dictionary that reads or writes several sites has them side by side in what `compute` takes and
+    gives.
     """
     reads, writes = fitting_places(sae, model, at, force)
+    watch = None if force or not hasattr(sae, "watch") else sae.watch(model)
+
+    def judge(x: Tensor, target: Tensor, context: Context) -> Judge:
+        return _unjudged if watch is None else watch.on(x, target, context)
+
     if reads == writes and len(_names(sae, "reads")) <= 1:
-        return [Edit(s, _checked(lambda x, _context: put(x, compute(x), sae.applies(x)))) for s in reads]
+
+        def splice(x: Tensor, context: Context) -> Tensor:
+            return put(x, compute(x, judge(x, x, context)), sae.applies(x))
+
+        return _watched(watch, [Edit(s, _checked(splice)) for s in reads])
     seen: dict[str, Tensor] = {}
     made: dict[str, Tensor] = {}
 
@@ -255,10 +270,22 @@ def spliced(
     def write(y: Tensor, context: Context) -> Tensor:
         x = torch.cat([seen[s] for s in reads], dim=-1)
         if context.site == writes[0]:
-            made.update(zip(writes, compute(x).chunk(len(writes), dim=-1), strict=True))
+            new = compute(x, judge(x, y if len(writes) == 1 else x, context))
+            made.update(zip(writes, new.chunk(len(writes), dim=-1), strict=True))
         return put(y, made[context.site], sae.applies(x))
 
-    return [Edit(s, read) for s in reads] + [Edit(s, _checked(write)) for s in writes]
+    return _watched(watch, [Edit(s, read) for s in reads] + [Edit(s, _checked(write)) for s in writes])
+
+
+def _watched(watch: Any, edits: list[Edit]) -> list[Edit]:
+    """The edits of a splice, which what judges it must know."""
+    if watch is not None:
+        watch.mine = edits
+    return edits
+
+
+def _unjudged(_codes: Any, reconstruction: Tensor) -> Tensor:
+    return reconstruction
 
 
 def fitting_places(sae: Any, model: LiveModel, at: Sites, force: bool = False) -> tuple[list[str], list[str]]:

@@ -17,7 +17,7 @@ from sparselens.sae.latents import Latents
 from sparselens.sae.norms import InputNorm, TokenScale
 
 if TYPE_CHECKING:
-    from sparselens.sae.verify import Verification
+    from sparselens.sae.verify import Verification, Watch
 
 
 class SAE(nn.Module):
@@ -103,9 +103,8 @@ class SAE(nn.Module):
         self.metadata: dict[str, Any] = dict(metadata or {})
         self.provenance: dict[str, Any] = {}
         facts = {"hook_name": site, "hook_name_out": site_out, "model_name": model_name, "max_norm": max_norm}
-        for key, value in facts.items():
-            if value is not None:
-                self.metadata[key] = value if isinstance(value, str | float | int) else list(value)
+        given = {key: value for key, value in facts.items() if value is not None}
+        self.metadata |= {k: v if isinstance(v, str | float | int) else list(v) for k, v in given.items()}
         self.subtract_b_dec = not self.is_transcoder if subtract_b_dec is None else subtract_b_dec
         self.rank_by_decoder_norm = rank_by_decoder_norm
         self.input_norm = input_norm if isinstance(input_norm, InputNorm) else InputNorm(input_norm)
@@ -213,8 +212,7 @@ class SAE(nn.Module):
             return encode(self, self.centred(flat)).reshape(*batch, self.d_sae)
         parts = [encode(self, self.centred(rows)) for rows in self._chunks(flat)]
         k = parts[0].values.shape[1]
-        values = torch.cat([part.values for part in parts]).reshape(*batch, k)
-        indices = torch.cat([part.indices for part in parts]).reshape(*batch, k)
+        values, indices = (torch.cat([part[i] for part in parts]).reshape(*batch, k) for i in (0, 1))
         return Latents(values, indices, self.d_sae)
 
     def decode(
@@ -237,10 +235,8 @@ class SAE(nn.Module):
         out = self.contributions(self._flat_codes(z)).reshape(*batch, self.d_out) + self.b_dec
         if self.bypass is not None or self.W_skip is not None:
             if tokens is None or tokens.bypass is None:
-                raise InputError(
-                    "part of this SAE's output goes around the codes: call decode(z, tokens=sae.measure(x)) with the "
-                    "x that was encoded, or call sae(x)."
-                )
+                raise InputError("part of this SAE's output goes around the codes: call decode(z, "
+                                 "tokens=sae.measure(x)) with the x that was encoded, or call sae(x).")
             out = out + tokens.bypass
         return self.input_norm.undo(out, tokens)
 
@@ -303,6 +299,12 @@ class SAE(nn.Module):
         from sparselens.sae.verify import verify
 
         return verify(self, m, texts, **stream)
+
+    def watch(self, model: Any) -> "Watch | None":
+        """What judges it on the first tokens of a splice; None if the file records nothing to judge by."""
+        from sparselens.sae.verify import watch
+
+        return watch(self, model)
 
     @classmethod
     def load(cls, path_or_name: str | os.PathLike, dtype: torch.dtype | None = torch.float32) -> "SAE":
@@ -394,6 +396,4 @@ class SAE(nn.Module):
 
 def _names(value: Any) -> tuple[str, ...]:
     """One name, several or none, as a tuple."""
-    if not value:
-        return ()
-    return (value,) if isinstance(value, str) else tuple(value)
+    return () if not value else (value,) if isinstance(value, str) else tuple(value)
