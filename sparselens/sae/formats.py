@@ -53,6 +53,8 @@ def load(
     local_files_only: bool = False,
 ) -> SAE:
     """Load an SAE from a path, a shipped name or the hub; see `SAE.load`. The last three are for the hub."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise InputError(f"dtype={dtype!r} is no floating point type: give torch.float32, such a one, or None.")
     name = os.fspath(path_or_name)
     path = Path(name).expanduser()
     if path.exists():

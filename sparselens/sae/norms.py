@@ -4,15 +4,38 @@ The per-token numbers travel in a `TokenScale` from the encoder's side to the de
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparselens.errors import InputError, closest
+from sparselens.errors import FitError, InputError, closest
 
 KINDS = ("none", "scale", "unit_norm", "layer_norm")
 _EPS = 1e-5  # layer_norm divides by (unbiased) deviation + eps and multiplies back by the deviation, as SAELens does
+
+
+def check_floating(x: Any) -> None:
+    """Refuse what are no activations, such as token ids.
+
+    Raises:
+        InputError: not a tensor of floating point numbers.
+    """
+    if not torch.is_tensor(x) or not x.is_floating_point():
+        kind = x.dtype if hasattr(x, "dtype") else type(x).__name__
+        raise InputError(f"activations must be a tensor of floating point numbers, not {type(x).__name__} of {kind}.")
+
+
+def check_rows(x: Any, d_in: int) -> None:
+    """Refuse what an SAE of width d_in cannot read.
+
+    Raises:
+        InputError: not a tensor of floating point numbers. FitError: another width.
+    """
+    check_floating(x)
+    if x.shape[-1] != d_in:
+        raise FitError(f"x has width {x.shape[-1]}, this SAE reads width d_in={d_in}.")
 
 
 class TokenScale(NamedTuple):
@@ -57,6 +80,8 @@ class InputNorm:
             factor = (x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5).clamp_min(1e-12)
             return TokenScale(factor, factor.new_zeros(()).expand_as(factor))
         if self.kind == "layer_norm":
+            if x.shape[-1] < 2:
+                raise InputError("layer_norm needs activations of width 2 or more: one number has no deviation.")
             return TokenScale(x.std(-1, keepdim=True), x.mean(-1, keepdim=True))
         return None
 

@@ -110,6 +110,10 @@ def make_recipe(name: str, entry: SAE | Mapping[str, Any], data: Activations, so
             + (f" and {', '.join(writes)} {widths[1]}." if writes != reads else ".")
         )
     k = sae.k or (recipe["k"] if made or "k" in given else sae.metadata.get("l0") or recipe["k"])
+    if not recipe["lr"] > 0:
+        raise InputError(f"{name}: lr={recipe['lr']} must be above 0.")
+    if isinstance(k, str | bool) or not 0 < k <= sae.d_sae:
+        raise InputError(f"{name}: k={k!r} active latents per token do not fit d_sae={sae.d_sae}.")
     recipe |= {"architecture": sae.architecture, "d_sae": sae.d_sae, "k": k, "input_norm": sae.input_norm.kind}
     rules = tuple(recipe["rules"])
     facts = recipe | {"site": list(reads), "site_out": list(writes), "rules": [rule.facts() for rule in rules]}
@@ -128,7 +132,7 @@ def _make(recipe: dict[str, Any], reads: Sequence[str], writes: Sequence[str], w
     return SAE(
         architecture,
         d_in=widths[0],
-        d_sae=recipe["d_sae"] or 8 * widths[0],
+        d_sae=8 * widths[0] if recipe["d_sae"] is None else recipe["d_sae"],
         d_out=widths[1],
         k=k if isinstance(architecture, str) else None,
         input_norm=recipe["input_norm"],

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from sparselens.sae.activations import Activation
 from sparselens.sae.architectures import make_activation
 from sparselens.sae.decoders import BUFFER, Bypass, Decoder, linear_decode
 from sparselens.sae.latents import Latents
-from sparselens.sae.norms import InputNorm, TokenScale
+from sparselens.sae.norms import InputNorm, TokenScale, check_rows
 
 if TYPE_CHECKING:
     from sparselens.sae.verify import Verification, Watch
@@ -94,8 +95,8 @@ class SAE(nn.Module):
         super().__init__()
         d_out = d_in if d_out is None else d_out
         for name, size in (("d_in", d_in), ("d_sae", d_sae), ("d_out", d_out)):
-            if size < 1:
-                raise InputError(f"{name} must be at least 1, not {size}.")
+            if not isinstance(size, Integral) or size < 1:
+                raise InputError(f"{name} must be a whole number of at least 1, not {size!r}.")
         self.d_in, self.d_sae, self.d_out = d_in, d_sae, d_out
         made = make_activation(architecture, d_sae, k) if isinstance(architecture, str) else architecture
         self.activation, self.decoder = made, decoder
@@ -373,8 +374,7 @@ class SAE(nn.Module):
 
     def _rows(self, x: Tensor) -> Tensor:
         """Check x and flatten it to `[n, d_in]` in the SAE's dtype."""
-        if x.shape[-1] != self.d_in:
-            raise FitError(f"x has width {x.shape[-1]}, this SAE reads width d_in={self.d_in}.")
+        check_rows(x, self.d_in)
         flat = x.reshape(-1, self.d_in).to(self.b_dec.dtype)
         if not torch.isfinite(flat.detach().sum()):  # one cheap pass; the rows are looked at only in trouble
             bad = int((~torch.isfinite(flat)).any(dim=1).sum())

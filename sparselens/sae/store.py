@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from sparselens.errors import FileFormatError, InputError, NotFiniteError, SiteError, closest
 from sparselens.files import read_json, write_json, write_whole
 from sparselens.sae.gradients import GRADIENT, stream_gradients
+from sparselens.sae.norms import check_floating
 
 DOCUMENTS = 256  # documents in a shard
 UNNAMED = "activations"  # the site of a tensor whose origin nobody told
@@ -119,6 +120,12 @@ class TensorActivations(Activations):
         sizes = {name: tuple(value.shape) for name, value in self.values.items()}
         if any(len(size) != 2 for size in sizes.values()) or len({size[0] for size in sizes.values()}) != 1:
             raise InputError(f"activations must be [rows, d] with the same rows at every site; got {sizes}.")
+        for name, value in self.values.items():
+            check_floating(value)
+            if not torch.isfinite(value.sum()):  # one cheap pass; rows are looked at only in trouble
+                bad = (~torch.isfinite(value)).any(dim=1).nonzero().flatten()
+                if len(bad):
+                    raise NotFiniteError(f"{len(bad)} rows of {name} hold NaN or infinite numbers, first row {bad[0]}.")
         self.sites = list(self.values)
         self.n_tokens = next(iter(sizes.values()))[0]
         self.meta = {}
@@ -272,6 +279,10 @@ def harvest(
                 _write_shard(target, values, [low, low + len(block)], max_norm_ratio, dtype)
             rows += _rows_of(target)
             bar.update(_rows_of(target))
+    if not rows:
+        raise InputError(
+            "the texts leave no token to harvest: every one is special, the first of its row, or an outlier in norm."
+        )
     return ActivationStore(folder)
 
 

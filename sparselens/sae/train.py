@@ -119,6 +119,7 @@ def train_sae(
     course = _Course(folder, checkpoint_every, loggers, live and parallel.is_first(), progress and parallel.is_first())
     settings: dict[str, Any] = {"n_tokens": n_tokens, "batch_size": batch_size, "warm_up": warm_up, "decay": decay}
     settings |= {"precision": precision, "seed": seed}
+    _check_numbers(settings)
     with ExitStack() as stack:
         data = open_activations(source, texts, wanted, n_tokens, folder, stack, course.progress)
         recipes = {name: make_recipe(name, entry, data, source) for name, entry in wanted.items()}
@@ -126,6 +127,16 @@ def train_sae(
         settings |= {"rows": data.n_tokens, "texts": data.meta.get("texts")}
         trained, run = _run(data, recipes, settings, course)
     return (trained["sae"] if saes is None else trained), run
+
+
+def _check_numbers(settings: Mapping[str, Any]) -> None:
+    """Refuse sizes below 1 and shares beyond a whole run."""
+    for name in ("n_tokens", "batch_size"):
+        if settings[name] < 1:
+            raise InputError(f"{name} must be at least 1, not {settings[name]}.")
+    for name in ("warm_up", "decay"):
+        if not 0 <= settings[name] <= 1:
+            raise InputError(f"{name}={settings[name]} is a share of the run: give 0 to 1.")
 
 
 def _run(
@@ -211,6 +222,9 @@ def _trainers(
     trainers = {}
     for name, recipe in recipes.items():
         x, y, _ = recipe.read(sample)
+        for rows in (x,) if y is None else (x, y):
+            if bool((rows == rows[0]).all()):
+                raise InputError(f"{name}: all rows of activations are equal; there is no variance to explain.")
         trainers[name] = SAETrainer(
             recipe.sae,
             x,
