@@ -11,7 +11,7 @@ from tests import tiny
 from tests.sae.synthetic import QUIET
 
 SITE, WRONG = "blocks.1.hook_resid_post", "blocks.0.hook_mlp_out"
-TEXTS = ["the cat sat on the mat", "a hat in the inn is the thing", "then he ran in"] * 6
+TEXTS = ["the cat sat on the mat", "a hat in the inn is the thing", "then he ran in"] * 8
 
 
 @pytest.fixture(scope="module", params=["topk", "jumprelu"])
