@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "step_probe": ["StepProbe"],
         "steps": ["Step", "Steps", "split_steps"],
         "voting": ["Vote", "Votes", "compare_votes", "probe_vote"],
+        "surprise": ["step_surprise"],
         "traces": ["Trace", "Traces", "read_traces"],
         "watch": ["Watched", "watch_steps"],
     },

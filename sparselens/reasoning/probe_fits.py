@@ -82,7 +82,7 @@ class LinearFit:
             return Ridge(alpha=1 / strength).fit(x, y)
         if len(np.unique(y)) < 2:  # a fold without one of the classes
             return _Constant(y)
-        return LogisticRegression(C=strength, max_iter=300, tol=1e-3).fit(x, y)
+        return LogisticRegression(C=strength, max_iter=1000, tol=1e-3).fit(x, y)
 
     def _say(self, model: Any, x: Any) -> np.ndarray:
         if self.target == "number":

@@ -126,7 +126,7 @@ def step_states(
     if sae is not None:
         site = fitting_sites(sae, m, site)[0]
     site = m.resolve(site or m.sites("blocks.*.hook_resid_post")[m.n_layers // 2])
-    coded = [_coded(trace, number, m) for number, trace in enumerate(traces)]
+    coded = coded_chains(traces, m)
     first = np.cumsum([0, *(len(trace) for trace in traces)])
     reader = _Rows(int(first[-1]), m.width(site), sae, pooling)
     for batch in m.stream([tokens.ids for tokens in coded], site, batch_tokens=batch_tokens):
@@ -140,6 +140,15 @@ def step_states(
         reader.take(x, row, batch)
     ids = [np.asarray(c.ids)[c.step == s] for c, trace in zip(coded, traces, strict=True) for s in range(len(trace))]
     return StepStates(traces, reader.matrices(), ids, site, m.name)
+
+
+def coded_chains(traces: Traces, m: "LiveModel") -> list[StepTokens]:
+    """The tokens of question and chain of each trace.
+
+    Raises:
+        InputError: a chain without steps or longer than the model reads, or a step without tokens of its own.
+    """
+    return [_coded(trace, number, m) for number, trace in enumerate(traces)]
 
 
 def _coded(trace: Trace, number: int, m: "LiveModel") -> StepTokens:

@@ -8,6 +8,7 @@ import sparselens as sl
 from sparselens.errors import FitError, InputError, NotFiniteError
 from sparselens.reasoning import Trace, Traces
 from sparselens.reasoning.states import pooled, step_states
+from sparselens.reasoning.surprise import step_surprise
 from tests import tiny
 
 SITE = "blocks.1.hook_resid_post"
@@ -102,3 +103,20 @@ def test_broken_activations_are_named():
     next(m.module.parameters()).data[:] = float("nan")
     with pytest.raises(NotFiniteError, match="float16"):
         step_states(["a\nb"], m)
+
+
+def test_surprise_is_the_loss_of_the_steps(read):
+    m, _, traces, _ = read
+    found = step_surprise(traces, m, batch_tokens=60)
+    trace = traces[0]
+    ids, step = trace.steps.align(m.tokenizer, trace.prompt)
+    log_p = m.run(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+    nll = -log_p[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
+    gap = nll + log_p.max(-1).values
+    for number in range(3):
+        own = torch.tensor(step[1:] == number)
+        truth = [nll[own].mean(), nll[own].max(), nll[own].sum(), gap[own].mean(), gap[own].max(), nll[own][0]]
+        np.testing.assert_allclose(found[number], [*truth, number == 0, number == 1], rtol=1e-4, atol=1e-5)
+    whole = m.loss(torch.tensor([ids])) * (len(ids) - 1)
+    before = nll[torch.tensor(step[1:] < 0)].sum()
+    assert found[:3, 2].sum() + float(before) == pytest.approx(whole, rel=1e-4)
