@@ -26,7 +26,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "models": ["DiffusionLM", "LiveModel", "load_diffusion", "load_model", "tiny_lm", "train_lm", "wrap"],
         "reasoning": [
             "SparsityController", "StepDataset", "StepProbe", "StepSAE", "Traces", "n2g", "planted_chains",
-            "probe_steps", "probe_vote", "read_traces", "split_steps", "step_states", "swap_steps",
+            "probe_steps", "probe_vote", "read_traces", "split_steps", "step_states", "step_timeline", "swap_steps",
             "watch_steps",
         ],
         "sae": [

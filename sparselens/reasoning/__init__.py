@@ -21,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "steps": ["Step", "Steps", "split_steps"],
         "voting": ["Vote", "Votes", "compare_votes", "probe_vote"],
         "surprise": ["step_surprise"],
+        "timelines": ["step_timeline"],
         "traces": ["Trace", "Traces", "read_traces"],
         "watch": ["Watched", "watch_steps"],
     },

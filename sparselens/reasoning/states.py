@@ -53,6 +53,9 @@ class StepStates(Mapping[str, Any]):
                              f"{closest(name, self.matrices)}")
         return self.matrices[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.matrices
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.matrices)
 
