@@ -108,7 +108,7 @@ def test_what_another_attachment_changes_before_is_not_held_against_it(trained):
 def test_generation_is_watched_too(trained):
     m, sae = trained
     with pytest.raises(FitError, match="does not do"), m.attach(moved(sae, WRONG)):
-        m.generate(" ".join(TEXTS[:6]), max_new_tokens=2)
+        m.generate([" ".join(TEXTS[:6])] * 2, max_new_tokens=2)
 
 
 def test_a_transcoder_is_judged_by_what_it_writes():
