@@ -28,7 +28,9 @@ RANK = {room: rank for rank, column in enumerate(COLUMNS) for room in column}
 ALONE = {"views", "datasets", "costs"}  # import no room
 COMMON = {"errors", "files"}
 # Imports inside a function, or for the type checker only, may also go to the right here and nowhere else.
-LATE = {("models", "attach"), ("attach", "measure"), ("embeddings", "datasets"), ("sae", "datasets")}
+LATE = {("models", "attach"), ("attach", "measure"), ("embeddings", "datasets"), ("sae", "datasets"),
+        ("attention", "costs")}
+LATE |= {(room, "views") for room in RANK}
 LATE |= {(room, "views") for room in RANK}
 
 MAX_MODULE, MAX_FUNCTION = 400, 60

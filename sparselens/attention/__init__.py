@@ -11,6 +11,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "clusters": ["Centroids"],
         "combiner": ["Combiner", "Decomposition", "combine"],
         "executors": ["execute"],
+        "frontier": ["Score", "TaskFrontier", "frontier", "score"],
+        "look": ["Masks"],
         "method": ["Layer", "Pair", "SparseAttention"],
         "mfa": ["KVCache", "MFA", "SelfAttention"],
         "pattern": ["Allowed", "Pattern"],
@@ -19,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "routing": ["RoutingAttention"],
         "snapkv": ["AdaSnapKV", "SnapKV"],
         "sparsed": ["SparseD"],
+        "tasks": ["LongText", "TASKS", "long_context"],
         "vertical_slash": ["FlexPrefill", "VerticalSlash"],
     },
 )

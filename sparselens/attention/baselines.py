@@ -98,5 +98,9 @@ class TopKOracle(SparseAttention):
         for start in range(0, layer.allowed.n_q, _WANTED):
             may = layer.allowed.rows(start, min(start + _WANTED, layer.allowed.n_q))
             scores = layer.query[:, :, start : start + _WANTED].float() @ keys * layer.scale
-            rows.append(top_blocks(scores, _counts(self, may.sum(-1)), may.expand(scores.shape)))
+            scores = scores.masked_fill(~may, -torch.inf)
+            count = _counts(self, may.sum(-1)).long()
+            best = scores.topk(int(count.max()), -1).values
+            least = best.gather(-1, (count - 1).expand(scores.shape[:-1])[..., None])
+            rows.append((scores >= least) & may)
         return Pattern(torch.cat(rows, 2), (1, 1))

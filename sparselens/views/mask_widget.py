@@ -1,0 +1,80 @@
+"""The live view of attention masks."""
+
+from typing import Any
+
+import numpy as np
+import traitlets
+
+from sparselens.views.masks import MaskView
+from sparselens.views.widgets import ViewWidget, read_static
+
+_CELLS = 1_000_000  # of a byte each
+
+
+class MaskWidget(ViewWidget):
+    """Masks of attention heads to walk through; made by `MaskView.explore()`.
+
+    It holds the first layers, as many as fit into a megabyte.
+
+    Traits to read, set and observe:
+        layer, head: the chosen head; `layer` counts the layers of the view from 0.
+        query, key: the chosen tile, -1 for none.
+    """
+
+    _esm = read_static("shared.js", "masks.js")
+    _css = read_static("shared.css", "masks.css")
+
+    title = traitlets.Unicode(read_only=True).tag(sync=True)
+    tokens = traitlets.List(traitlets.Unicode(), read_only=True).tag(sync=True)
+    tile = traitlets.Int(read_only=True).tag(sync=True)
+    names = traitlets.List(traitlets.Int(), read_only=True).tag(sync=True)
+    n_heads = traitlets.Int(read_only=True).tag(sync=True)
+    side = traitlets.Int(read_only=True).tag(sync=True)
+    possible = traitlets.Bytes(read_only=True).tag(sync=True)
+    kept = traitlets.Bytes(read_only=True).tag(sync=True)
+    other = traitlets.Bytes(read_only=True).tag(sync=True)
+    lost = traitlets.Bytes(read_only=True).tag(sync=True)
+    layer = traitlets.Int(0).tag(sync=True)
+    head = traitlets.Int(0).tag(sync=True)
+    query = traitlets.Int(-1).tag(sync=True)
+    key = traitlets.Int(-1).tag(sync=True)
+
+    def __init__(self, view: MaskView) -> None:
+        _, n_heads, side, _ = view.kept.shape
+        n = max(1, _CELLS // (n_heads * side * side * (1 if view.other is None else 2)))
+        fixed: dict[str, Any] = {
+            "title": view.title or "", "tokens": view.tokens, "tile": view.tile, "names": view.layers[:n],
+            "n_heads": n_heads, "side": side, "possible": view.possible.astype(np.uint8).tobytes(),
+            "kept": _bytes(view.kept[:n]),
+        }
+        if view.other is not None:
+            fixed["other"] = _bytes(view.other[:n])
+        if view.lost is not None:
+            fixed["lost"] = _bytes(view.lost[:n])
+        super().__init__(view, fixed, layer=min(view.shown, len(fixed["names"]) - 1))
+
+    @property
+    def selected(self) -> tuple[int, int]:
+        """The chosen layer, by its index in the model, and head."""
+        return self.names[self.layer], self.head
+
+    @traitlets.validate("layer")
+    def _check_layer(self, proposal: Any) -> int:
+        return self._between(proposal["value"], 0, len(self.names) - 1, "layer")
+
+    @traitlets.validate("head")
+    def _check_head(self, proposal: Any) -> int:
+        return self._between(proposal["value"], 0, self.n_heads - 1, "head")
+
+    @traitlets.validate("query", "key")
+    def _check_tile(self, proposal: Any) -> int:
+        return self._between(proposal["value"], -1, self.side - 1, proposal["trait"].name)
+
+    def __repr__(self) -> str:
+        return repr(self.view).replace("MaskView(", "MaskWidget(", 1)
+
+
+def _bytes(shares: np.ndarray) -> bytes:
+    """A byte a share, 255 for all; what is above 0 stays above 0."""
+    scaled = np.round(np.clip(shares, 0, 1) * 255)
+    return np.where((shares > 0) & (scaled == 0), 1, scaled).astype(np.uint8).tobytes()

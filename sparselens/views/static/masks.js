@@ -1,0 +1,196 @@
+// Masks of attention heads: all heads of a layer small, one of them large. Texts are drawn as text, nothing is fetched.
+
+const THUMB = 64; // pixels along the side of a head's small mask
+const LARGE = 420;
+const STRIP = 14; // width of the strip of lost attention
+const PART = 40; // letters of a tile's text that are told
+
+function readMasks(model) {
+  const [heads, side] = [model.get("n_heads"), model.get("side")];
+  const cells = side * side;
+  const at = (view, layer, head, q, k) => view.getUint8(((layer * heads + head) * side + q) * side + k) / 255;
+  const [kept, other, lost] = ["kept", "other", "lost"].map((name) => model.get(name));
+  return {
+    heads,
+    side,
+    cells,
+    tile: model.get("tile"),
+    tokens: model.get("tokens"),
+    names: model.get("names"),
+    compared: Boolean(other?.byteLength),
+    loses: Boolean(lost?.byteLength),
+    possible: (q, k) => model.get("possible").getUint8(q * side + k) > 0,
+    kept: (layer, head, q, k) => at(kept, layer, head, q, k),
+    other: (layer, head, q, k) => at(other, layer, head, q, k),
+    lost: (layer, head, q) => lost.getUint8((layer * heads + head) * side + q) / 255,
+  };
+}
+
+// The colour of one tile: grey for nothing, blue for kept; against a second method orange for what only the first keeps.
+function shade(data, layer, head, q, k) {
+  if (!data.possible(q, k)) return [0, 0, 0, 0];
+  const mine = data.kept(layer, head, q, k);
+  const [value, rgb] = data.compared
+    ? [mine - data.other(layer, head, q, k), mine >= data.other(layer, head, q, k) ? VERMILLION : BLUE]
+    : [mine, BLUE];
+  const size = Math.abs(value);
+  if (size === 0) return [128, 128, 128, 30];
+  return [...rgb.split(",").map(Number), Math.round(60 + 195 * size)];
+}
+
+function drawMask(canvas, data, layer, head) {
+  canvas.width = canvas.height = data.side;
+  const pen = canvas.getContext("2d");
+  const image = pen.createImageData(data.side, data.side);
+  for (let q = 0; q < data.side; q++) {
+    for (let k = 0; k < data.side; k++) image.data.set(shade(data, layer, head, q, k), 4 * (q * data.side + k));
+  }
+  pen.putImageData(image, 0, 0);
+}
+
+// The first and last words of a tile.
+function words(data, index) {
+  const start = index * data.tile;
+  const text = visible(data.tokens.slice(start, start + data.tile).join("")).replaceAll("\n", "↵");
+  const letters = [...text];
+  return letters.length > PART ? letters.slice(0, PART / 2).join("") + "…" + letters.slice(-PART / 2).join("") : text;
+}
+
+function span(data, index) {
+  const start = index * data.tile;
+  const stop = Math.min(start + data.tile, data.tokens.length) - 1;
+  return start === stop ? `token ${start}` : `tokens ${start} to ${stop}`;
+}
+
+function tellTile(data, layer, head, q, k) {
+  const lost = data.loses ? ` · these queries lose ${percent(data.lost(layer, head, q))} of their attention` : "";
+  const where = `${span(data, q)} “${words(data, q)}” looking at ${span(data, k)} “${words(data, k)}”`;
+  if (!data.possible(q, k)) return `${where}: not allowed${lost}`;
+  const mine = `${percent(data.kept(layer, head, q, k), 0)} kept`;
+  const second = data.compared ? `, ${percent(data.other(layer, head, q, k), 0)} by the other method` : "";
+  return `${where}: ${mine}${second}${lost}`;
+}
+
+function tellHead(data, layer, head) {
+  let [kept, possible, lost] = [0, 0, 0];
+  for (let q = 0; q < data.side; q++) {
+    if (data.loses) lost += data.lost(layer, head, q) / data.side;
+    for (let k = 0; k < data.side; k++) {
+      if (!data.possible(q, k)) continue;
+      possible += 1;
+      kept += data.kept(layer, head, q, k);
+    }
+  }
+  const loses = data.loses ? `, loses ${percent(lost)} of its attention` : "";
+  return `layer ${data.names[layer]}, head ${head}: keeps ${percent(kept / possible)} of its tiles${loses}`;
+}
+
+function render({ model, el }) {
+  const data = readMasks(model);
+  const change = setter(model);
+  const { root, body } = makeRoot(model, "in the large mask: ← → keys · ↑ ↓ queries · Esc clear");
+  const clamp = (n, most) => Math.max(0, Math.min(n, most));
+
+  const bar = make("div", "sl-bar");
+  const layers = chooser("layer", data.names.map((name, i) => [i, name]), (value) => change({ layer: Number(value) }));
+  const meaning = data.compared ? "orange: only the first · blue: only the second" : "blue: kept";
+  bar.append(layers.node, make("span", "sl-muted", `${data.tokens.length} tokens in tiles of ${data.tile}; ${meaning}`));
+
+  const grid = make("div", "sl-heads");
+  grid.setAttribute("role", "group");
+  grid.setAttribute("aria-label", "heads");
+  const thumbs = Array.from({ length: data.heads }, (_, head) => {
+    const node = button("", () => change({ head }), { name: `head ${head}`, className: "sl-head" });
+    const canvas = make("canvas");
+    canvas.style.width = canvas.style.height = `${THUMB}px`;
+    node.append(canvas, make("span", "sl-muted", `${head}`));
+    grid.append(node);
+    return { node, canvas };
+  });
+
+  const stage = make("div", "sl-mask");
+  const large = make("canvas");
+  large.tabIndex = 0;
+  large.setAttribute("role", "application");
+  large.setAttribute("aria-label", "mask of one head: arrow keys move from tile to tile");
+  stage.append(large);
+  const status = make("div");
+  status.setAttribute("role", "status");
+  const under = make("div", "sl-muted");
+  const told = make("div", "sl-cell");
+  told.append(status, under);
+  body.append(bar, grid, stage, told);
+
+  const chosen = () => ["layer", "head", "query", "key"].map((name) => model.get(name));
+  const wide = () => (data.loses ? STRIP + 4 : 0);
+
+  function tileAt(event) {
+    const box = large.getBoundingClientRect();
+    const scale = (LARGE + wide()) / box.width;
+    const k = Math.floor((((event.clientX - box.left) * scale) / LARGE) * data.side);
+    const q = Math.floor((((event.clientY - box.top) * scale) / LARGE) * data.side);
+    return q >= 0 && q < data.side && k >= 0 && k < data.side ? { q, k } : undefined;
+  }
+
+  large.addEventListener("click", (event) => {
+    const tile = tileAt(event);
+    large.focus();
+    if (tile) change({ query: tile.q, key: tile.k });
+  });
+  large.addEventListener("pointermove", (event) => {
+    const tile = tileAt(event);
+    const [layer, head] = chosen();
+    under.textContent = tile ? tellTile(data, layer, head, tile.q, tile.k) : "";
+  });
+  large.addEventListener("pointerleave", () => under.replaceChildren());
+  onKeys(large, () => {
+    const [, , query, key] = chosen();
+    const go = (q, k) => change({ query: clamp(q, data.side - 1), key: clamp(k, data.side - 1) });
+    return {
+      ArrowRight: () => go(query, key + 1),
+      ArrowLeft: () => go(query, key - 1),
+      ArrowDown: () => go(query + 1, key),
+      ArrowUp: () => go(query - 1, key),
+      Escape: () => change({ query: -1, key: -1 }),
+    };
+  });
+
+  function drawLarge() {
+    const [layer, head, query, key] = chosen();
+    const small = make("canvas");
+    drawMask(small, data, layer, head);
+    large.width = LARGE + wide();
+    large.height = LARGE;
+    const pen = large.getContext("2d");
+    pen.imageSmoothingEnabled = false;
+    pen.drawImage(small, 0, 0, LARGE, LARGE);
+    const size = LARGE / data.side;
+    for (let q = 0; data.loses && q < data.side; q++) {
+      pen.fillStyle = `rgba(${ORANGE},${data.lost(layer, head, q)})`;
+      pen.fillRect(LARGE + 4, q * size, STRIP, size);
+    }
+    pen.strokeStyle = getComputedStyle(large).color;
+    if (query >= 0 && key >= 0) pen.strokeRect(key * size, query * size, size, size);
+  }
+
+  function reselect() {
+    const [layer, head, query, key] = chosen();
+    const tile = query >= 0 && key >= 0 ? ` · ${tellTile(data, layer, head, query, key)}` : "";
+    status.textContent = tellHead(data, layer, head) + tile;
+    thumbs.forEach(({ node }, i) => node.setAttribute("aria-pressed", String(i === head)));
+    drawLarge();
+  }
+
+  function redraw() {
+    const [layer] = chosen();
+    layers.select.value = String(layer);
+    thumbs.forEach(({ canvas }, head) => drawMask(canvas, data, layer, head));
+    reselect();
+  }
+
+  const clean = mount({ model, el, root, updates: { layer: redraw, head: reselect, query: reselect, key: reselect } });
+  redraw();
+  return clean;
+}
+
+export default { render };

@@ -1,0 +1,59 @@
+"""Saved masks of attention heads in a real browser, from a file, under its strict policy."""
+
+import numpy as np
+import pytest
+
+from tests.views.test_masks import sample
+
+READY = "html[data-ready='1']"
+
+
+@pytest.fixture
+def show(open_page, tmp_path):
+    """Save a view, open the file, and return the tab when the view has started."""
+
+    def show_one(view):
+        watched = open_page(view.save(tmp_path / "view.html"))
+        watched.page.on("console", lambda message: watched.errors.append(message.text))
+        watched.page.locator(READY).wait_for(state="attached")
+        return watched
+
+    return show_one
+
+
+def _told(page) -> str:
+    return page.locator(".sl-cell [role=status]").inner_text()
+
+
+def test_the_masks_tell_what_they_hold(show):
+    view = sample(title="a title")
+    watched = show(view)
+    page = watched.page
+    assert page.locator(".sl-head").count() == 3
+    page.get_by_role("combobox", name="layer").select_option(label="7")
+    page.get_by_role("button", name="head 1").click()
+    assert _told(page).startswith("layer 7, head 1: keeps 100.0 % of its tiles, loses")
+    page.get_by_role("button", name="head 2").click()
+    page.locator(".sl-mask canvas").focus()
+    for key, times in (("ArrowDown", 4), ("ArrowRight", 3)):
+        for _ in range(times):
+            page.keyboard.press(key)
+    assert f"{100 * view.kept[1, 2, 3, 2]:.0f} % kept" in _told(page)
+    assert "tokens 12 to 15" in _told(page) and "tokens 8 to 11" in _told(page)
+    page.keyboard.press("Escape")
+    assert "looking at" not in _told(page)
+    watched.assert_quiet()
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_the_large_mask_is_true_to_the_data(show, other):
+    view = sample(other=other)
+    page = show(view).page
+    for q, k in np.argwhere(view.possible):
+        red, _, blue, alpha = page.evaluate(
+            "([x, y]) => [...document.querySelector('.sl-mask canvas').getContext('2d').getImageData(x, y, 1, 1).data]",
+            [int((k + 0.5) * 84), int((q + 0.5) * 84)],
+        )
+        value = view.kept[0, 0, q, k] - (view.other[0, 0, q, k] if other else 0)
+        assert abs(alpha - (60 + 195 * abs(value))) < 3 or value == 0
+        assert (red > blue) == (other and value >= 0)
