@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "arithmetic": ["check_arithmetic", "final_number"],
         "controller": ["SparsityController"],
         "patterns": ["PatternScores", "Patterns", "n2g"],
+        "labels": ["reconstruction_labels"],
         "localisation": ["ErrorsFound", "first_errors"],
         "probing": ["StepProbes", "probe_steps"],
         "problems": ["planted_chains"],
