@@ -16,6 +16,7 @@ from sparselens.reasoning.scores import Score, accuracy, auroc, grouped_folds, p
 TASKS = {"correct": "binary", "logical": "binary", "verdict": "binary", "length": "number", "first_token": "class"}
 KINDS = ("linear", "mlp")
 OTHER = -1
+_FLAT = 1e-3
 _RARE = 5  # a first token with fewer rows than this counts as OTHER
 
 
@@ -263,4 +264,5 @@ def _platt(y: np.ndarray, held: np.ndarray) -> tuple[float, float]:
         return 0.0, float(np.log(share / (1 - share)))
     scale = float(held.std())
     found = LogisticRegression(C=1e4).fit(held[:, None] / scale, y)
-    return max(float(found.coef_[0, 0]) / scale, 0.0), float(found.intercept_[0])
+    slope = max(float(found.coef_[0, 0]), _FLAT)  # where nothing was found: flat, but in the probe's order
+    return slope / scale, float(found.intercept_[0])

@@ -13,7 +13,7 @@ import sparselens as sl
 from sparselens.reasoning import StepProbes, StepStates, Traces, compare_votes
 
 PAPER = "Step-Level SAE, 2603.03031"
-PROBLEMS, SPLITS = 150, 5
+PROBLEMS, SPLITS = 300, 5
 TRAIN, TEST = ("6b_finetuning", "175b_verification"), ("6b_verification", "175b_finetuning")
 DENSE, TEXT = ("last", "mean"), ("statistics", "words")
 
@@ -43,7 +43,7 @@ def _traces() -> Traces:
     if not folder:
         raise FileNotFoundError("set SPARSELENS_TEXTS to the folder with gsm8k/example_model_solutions.jsonl.gz.")
     traces = sl.read_traces(Path(folder) / "gsm8k" / "example_model_solutions.jsonl.gz")
-    chosen = set(random.Random(0).sample(sorted(set(traces.problems)), PROBLEMS))
+    chosen = set(random.Random(0).sample(sorted(set(traces.problems)), 400)[:PROBLEMS])
     return traces.where(lambda trace: trace.problem in chosen)
 
 
