@@ -11,7 +11,7 @@ TEST    := $(OFFLINE) OMP_NUM_THREADS=1
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lab bench claims notebooks lint docs clean
+.PHONY: help env demo test lab bench claims pictures notebooks lint docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /|/' | column -t -s '|' 2>/dev/null || \
@@ -45,6 +45,9 @@ bench: env  ## speed and memory against baselines; writes out/bench.json
 
 claims: env  ## what each paper claims, checked on data with a known truth; writes out/claims.json
 	$(TEST) $(PY) -m tests.claims.run --out out/claims.json
+
+pictures: env  ## the pictures of the documentation, from a real model in a real browser; writes docs/assets
+	$(TEST) SPARSELENS_PICTURES=1 SPARSELENS_REQUIRE_BROWSER=1 $(PY) -m pytest -q tests/browser/test_pictures.py
 
 notebooks: env  ## run the notebooks and keep their outputs as HTML under out/notebooks
 	$(QUIET) $(PY) -m nbconvert --to html --execute --output-dir out/notebooks $(NOTEBOOKS)

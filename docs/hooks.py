@@ -47,12 +47,26 @@ def paper_rows(room: str) -> str:
     return "\n".join(table[:2] + chosen) if chosen else "No paper of the table has its module here."
 
 
+def notebook_list() -> str:
+    """A line for each notebook: its title and the question it answers."""
+    import json
+
+    lines = []
+    for path in notebooks():
+        first = "".join(json.loads(path.read_text("utf-8"))["cells"][0]["source"])
+        title, _, rest = first.partition("\n")
+        question = " ".join(rest.strip().split("\n\n")[0].split())
+        lines.append(f"- [{title.lstrip('# ')}](notebooks/{path.name}): {question}")
+    return "\n".join(lines)
+
+
 def file(path: str) -> str:
     """The text of a file of the project."""
     return (ROOT / path).read_text("utf-8")
 
 
-SOURCES = {"sites": sites, "names": names, "paper rows": paper_rows, "file": file}
+SOURCES = {"sites": sites, "names": names, "paper rows": paper_rows, "file": file,
+           "notebook list": notebook_list}
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
