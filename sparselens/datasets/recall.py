@@ -6,7 +6,8 @@ from torch import Tensor
 
 from sparselens.errors import InputError
 
-RECALL_KEYS, RECALL_FILLERS = 24, 12
+RECALL_KEYS = 24
+RECALL_FILLERS = 12
 RECALL_MASK = 2 * RECALL_KEYS + RECALL_FILLERS  # the last token; `recall_rows` never writes it
 RECALL_VOCAB = RECALL_MASK + 1
 

@@ -1,4 +1,6 @@
-"""Training data whose mean sparse codes are nearest to a few examples of a task (MONA; Ma et al., 2025)."""
+"""Training data whose mean sparse codes are nearest to a few examples of a task (MONA; Ma et al., 2025, arXiv
+2503.15573).
+"""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Active latents as a budget over the whole batch: Mutual Choice, Feature Choice and aux_zipf (Ayonrinde, 2024).
+"""Active latents as a budget over the whole batch: Mutual Choice, Feature Choice and aux_zipf (arXiv 2411.02124).
 
 Mutual Choice is the selection of BatchTopK (`architecture="batchtopk"`, also called "mutualchoice"). The constants and
 the exact form of the auxiliary loss are a reading of the abstract and the reviews.

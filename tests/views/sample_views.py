@@ -14,11 +14,13 @@ from sparselens.views import (
     FeatureCard,
     InterventionPanel,
     Knob,
+    MaskView,
     ReasoningTimeline,
     browser_view,
     card_view,
     diff_view,
     map_view,
+    mask_view,
     network_view,
     panel_view,
     timeline_view,
@@ -146,6 +148,13 @@ def a_browser(n: int = 60) -> FeatureBrowser:
     return browser_view(frame, load, title=HOSTILE[0], notes=[HOSTILE[1]])
 
 
+def a_mask(tile: int = 4) -> MaskView:
+    """Two layers of two heads over hostile tokens, the second of which keeps all."""
+    n = -(-len(HOSTILE) // tile)
+    kept = np.stack([[np.eye(n), np.tri(n)]] * 2)
+    return mask_view(kept, HOSTILE, tile, possible=np.tri(n) > 0, lost=np.full((2, 2, n), 0.125), title=HOSTILE[0])
+
+
 VIEWS = {
     "diff": a_diff,
     "map": a_map,
@@ -154,4 +163,5 @@ VIEWS = {
     "panel": an_answered_panel,
     "browser": a_browser,
     "timeline": a_timeline,
+    "mask": a_mask,
 }

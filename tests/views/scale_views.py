@@ -10,6 +10,7 @@ from sparselens.views import (
     channel_map,
     diff_view,
     map_view,
+    mask_view,
     network_view,
     panel_view,
     sparsity_dial,
@@ -111,6 +112,16 @@ def channels():
     return channel_map(keep, words(270), title="Kept channels")
 
 
+def masks(tokens: int = 4096, tile: int = 64, layers: int = 30, heads: int = 9):
+    """Every head of a small model, with a local band and some columns."""
+    n = tokens // tile
+    near = np.abs(np.arange(n)[:, None] - np.arange(n)) < 4
+    random = np.random.default_rng(0)
+    kept = np.stack([[near | (random.random(n) < 0.1) for _ in range(heads)] for _ in range(layers)]) * np.tri(n)
+    lost = random.random((layers, heads, n)) / 10
+    return mask_view(kept, words(tokens), tile, possible=np.tri(n) > 0, lost=lost, title="Kept blocks of keys")
+
+
 def tokens():
     """2,000 tokens and 16 features."""
     return long_view()
@@ -128,5 +139,6 @@ _ALL = (
     timeline,
     dial,
     channels,
+    masks,
 )
 AT_SCALE = {make.__name__: make for make in _ALL}
