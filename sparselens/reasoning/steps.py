@@ -83,9 +83,12 @@ class Steps(Sequence[Step]):
         if not getattr(tokenizer, "is_fast", False):
             raise InputError(f"{type(tokenizer).__name__} gives no offsets, so tokens cannot be put to steps: use a "
                              "fast tokenizer.")
-        coded = tokenizer(before + self.source, return_offsets_mapping=True, verbose=False)
+        # half a surrogate pair is no character: it is read as "?", which keeps all offsets
+        text = (before + self.source).encode("utf-8", "replace").decode("utf-8")
+        coded = tokenizer(text, return_offsets_mapping=True, verbose=False)
         shifted = [(start + len(before), end + len(before)) for start, end in self.spans]
-        return StepTokens(coded["input_ids"], step_of_tokens(before + self.source, shifted, coded["offset_mapping"]))
+        offsets = coded["offset_mapping"]
+        return StepTokens(coded["input_ids"], step_of_tokens(text, shifted, offsets), offsets)
 
     def to_frame(self) -> "pandas.DataFrame":
         """Return a row a step: `step`, `start`, `end`, `text`."""
@@ -96,10 +99,11 @@ class Steps(Sequence[Step]):
 
 
 class StepTokens(NamedTuple):
-    """Token ids of a text, and for each token the number of its step, -1 for none (int64 `[tokens]`)."""
+    """Token ids of a text; for each the number of its step, -1 for none (int64 `[tokens]`), and its characters."""
 
     ids: list[int]
     step: np.ndarray
+    offsets: list[Span]
 
     def range(self, step: int) -> tuple[int, int]:
         """First token of a step and the one after its last. An empty range if other steps' tokens cover it."""

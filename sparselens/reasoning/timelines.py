@@ -82,7 +82,7 @@ def _opened(
     """For each step its strongest features, and its tokens with the value of one of them."""
     text = trace.prompt + trace.text
     coded: StepTokens = trace.steps.align(m.tokenizer, trace.prompt)
-    ends = [end for _, end in m.tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"]]
+    ends = [end for _, end in coded.offsets]
     x = next(iter(m.stream([coded.ids], states.site))).values.float()
     codes = np.zeros((len(coded.ids), sae.d_sae), dtype=np.float32)
     applies = sae.applies(x)

@@ -93,7 +93,7 @@ def test_transfer_between_models_keeps_problems_apart():
 
 def test_lengths_and_first_tokens_from_a_live_model():
     m = tiny.live()
-    texts = ["".join(f"{word} {'is ' * (i % 5)}{word}\n" for word in ("so", "then", "now")) for i in range(40)]
+    texts = ["".join(f"{word} {'is ' * (i % 5)}{word}\n" for word in ("so", "then", "now")) for i in range(24)]
     traces = sl.read_traces(texts, merge_last=False)
     states = sl.step_states(traces, m)
     table = sl.probe_steps(traces, states.plus(mine=states.n_tokens[:, None].astype(np.float32)), task="length")
@@ -104,8 +104,8 @@ def test_lengths_and_first_tokens_from_a_live_model():
     assert (first["perplexity"] >= 1).all() and "favoured" in table.notes[-1]
     with pytest.raises(InputError, match=r"states\.plus"):
         sl.probe_steps(traces, dict(states), task="length")
-    codes = StepLatents(torch.rand(120, 5), torch.ones(120), traces.step_problems().tolist())
-    assert states.plus(ssae=codes)["ssae"].shape == (120, 5)
+    codes = StepLatents(torch.rand(72, 5), torch.ones(72), traces.step_problems().tolist())
+    assert states.plus(ssae=codes)["ssae"].shape == (72, 5)
     with pytest.raises(InputError, match="3 rows"):
         states.plus(mine=np.zeros((3, 1)))
 

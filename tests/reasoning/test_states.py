@@ -29,7 +29,7 @@ def plain(m, sae, traces, pooling="max"):
     """Each chain alone, token by token."""
     rows = {name: [] for name in ("last", "mean", "context", "sae")}
     for trace in traces:
-        ids, step = trace.steps.align(m.tokenizer, trace.prompt)
+        ids, step, _ = trace.steps.align(m.tokenizer, trace.prompt)
         x = m.capture(torch.tensor([ids]), SITE)[SITE][0]
         for number in range(len(trace)):
             own = np.flatnonzero(step == number)
@@ -109,7 +109,7 @@ def test_surprise_is_the_loss_of_the_steps(read):
     m, _, traces, _ = read
     found = step_surprise(traces, m, batch_tokens=60)
     trace = traces[0]
-    ids, step = trace.steps.align(m.tokenizer, trace.prompt)
+    ids, step, _ = trace.steps.align(m.tokenizer, trace.prompt)
     log_p = m.run(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
     nll = -log_p[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
     gap = nll + log_p.max(-1).values

@@ -88,16 +88,17 @@ def test_steps_are_a_sequence_with_a_frame():
 
 def test_tokens_go_to_the_step_they_end_in():
     steps = sl.split_steps("the hen\n\n an inn", merge_last=False)
-    ids, step = steps.align(tiny.tokenizer(), before="Q? the\n")
+    coded = steps.align(tiny.tokenizer(), before="Q? the\n")
+    ids, step, _ = coded
     pieces = [tiny.tokenizer().decode([i]) for i in ids]
     assert "".join(pieces) == "Q? the\nthe hen\n\n an inn"
     for number, text in enumerate(steps.texts):
         own = [p for p, s in zip(pieces, step, strict=True) if s == number]
         assert "".join(own).strip() == text
     assert (step[:5] == -1).all()
-    first, end = sl.reasoning.steps.StepTokens(ids, step).range(1)
+    first, end = coded.range(1)
     assert set(step[first:end]) == {1} and not (step[end:] == 1).any()
-    assert sl.reasoning.steps.StepTokens(ids, step).range(7) == (0, 0)
+    assert coded.range(7) == (0, 0)
 
 
 def test_a_token_over_a_border_goes_to_one_step():
@@ -108,3 +109,14 @@ def test_a_token_over_a_border_goes_to_one_step():
 def test_a_slow_tokenizer_is_refused():
     with pytest.raises(InputError, match="fast tokenizer"):
         sl.split_steps("a").align(object())
+
+
+def test_letters_of_several_tokens_and_broken_ones():
+    text = "东京有3人。\n👩\u200d🚀 \ud800 له\nend"
+    steps = sl.split_steps(text, merge_last=False)
+    coded = steps.align(tiny.tokenizer(), before="问题\n")
+    assert [int((coded.step == i).sum()) > 0 for i in range(3)] == [True] * 3
+    whole = "问题\n" + text
+    for i, said in enumerate(steps.texts):
+        own = [coded.offsets[t] for t in np.flatnonzero(coded.step == i)]
+        assert whole[own[0][0] : own[-1][1]].strip() == said
