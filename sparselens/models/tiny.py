@@ -93,6 +93,7 @@ def tiny_lm(
         vocab_size=vocab_size, hidden_size=d_model, num_hidden_layers=n_layers, num_attention_heads=n_heads,
         num_key_value_heads=n_kv_heads or n_heads, intermediate_size=d_ff or 8 * d_model // 3,
         max_position_embeddings=length, tie_word_embeddings=True, use_cache=attention is None and causal,
+        rope_parameters={"rope_type": "default", "rope_theta": float(length)},  # slowest turn: six lengths
         initializer_range=(3 * d_model) ** -0.5,  # as nn.Linear has, so that modules put in start alike
         bos_token_id=None, eos_token_id=None, pad_token_id=None,
     )
