@@ -21,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "routing": ["RoutingAttention"],
         "snapkv": ["AdaSnapKV", "SnapKV"],
         "sparsed": ["SparseD"],
+        "stability": ["EveryStep", "PatternStability", "pattern_stability"],
         "tasks": ["LongText", "TASKS", "long_context"],
         "vertical_slash": ["FlexPrefill", "VerticalSlash"],
     },

@@ -8,6 +8,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "dictionaries": ["KINDS", "Planted", "concept_tree", "planted", "sparse_mixture"],
         "families": ["instruction_families"],
         "files": ["STYLES", "load_answers", "read_texts"],
-        "recall": ["RECALL_FILLERS", "RECALL_KEYS", "RECALL_MASK", "RECALL_VOCAB", "recall_rows"],
+        "recall": ["RECALL_KEYS", "RECALL_MASK", "RECALL_VALUES", "RECALL_VOCAB", "recall_rows"],
     },
 )

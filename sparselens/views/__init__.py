@@ -23,6 +23,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "reasoning": ["ReasoningTimeline", "timeline_view"],
         "reasoning_figures": ["interval_dots"],
         "run_tables": ["RunTable", "run_table"],
+        "pattern_figures": ["likeness_grid", "tile_gallery"],
         "selection": ["Selection"],
         "sparsity_figures": ["allocation_bars", "landscape", "rho_grid", "score_scatter"],
         "tokens": ["TokenView", "token_view"],

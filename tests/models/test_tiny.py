@@ -123,17 +123,17 @@ def test_next_token_asks_only_where_told():
 
 
 def test_rows_of_recall_hold_their_answers():
-    ids, start = datasets.recall_rows(50, pairs=8, facts=40, gap=5, queries=4, seed=2)
-    assert ids.shape == (50, 40 + 5 + 8) and start == 49
-    for row in ids.tolist():
-        table = {k: v for k, v in zip(row[:40], row[1:41], strict=True) if k < datasets.RECALL_KEYS}
-        assert len(table) == 8
-        assert [table[k] for k in row[45:49]] == row[49:]
-    ids, start = datasets.recall_rows(3, pairs=8, facts=40, queries=4, interleaved=True)
-    for row in ids.tolist():
-        table = {k: v for k, v in zip(row[:40], row[1:41], strict=True) if k < datasets.RECALL_KEYS}
-        assert [table[k] for k in row[start::2]] == row[start + 1 :: 2]
-    assert int(ids.max()) < datasets.RECALL_MASK == datasets.RECALL_VOCAB - 1
+    keys, values = datasets.RECALL_KEYS, datasets.RECALL_VALUES
+    for interleaved in (False, True):
+        ids, start = datasets.recall_rows(50, facts=20, pairs=6, queries=4, gap=5, interleaved=interleaved, seed=2)
+        assert ids.shape == (50, 20 + 5 + 8) and start == (25 if interleaved else 29)
+        for row in ids.tolist():
+            told = {token // values: token % values for token in row[:20] if token < keys * values}
+            assert len(told) == 6
+            asked, said = (row[25::2], row[26::2]) if interleaved else (row[25:29], row[29:])
+            assert [told[q - keys * values] for q in asked] == [a - keys * values - keys for a in said]
+        assert int(ids.max()) < datasets.RECALL_MASK == datasets.RECALL_VOCAB - 1
+    assert not torch.equal(ids, datasets.recall_rows(50, facts=20, pairs=6, queries=4, gap=5, interleaved=True)[0])
 
 
 @pytest.mark.parametrize(
@@ -145,8 +145,8 @@ def test_rows_of_recall_hold_their_answers():
         (lambda: train_lm(tiny_lm(9, **SMALL), [], 1), InputError, "0 batches"),
         (lambda: next(windows(torch.arange(3), 5, 1)), InputError, "3 tokens"),
         (lambda: bidirectional(nn.Linear(2, 2)), FitError, "where it is causal"),
-        (lambda: datasets.recall_rows(1, pairs=9, queries=10), InputError, "queries=10"),
-        (lambda: datasets.recall_rows(1, pairs=20, facts=30), InputError, "at most 15 pairs"),
+        (lambda: datasets.recall_rows(1, pairs=7, queries=8), InputError, "queries=8"),
+        (lambda: datasets.recall_rows(1, facts=5), InputError, "at most 5 pairs"),
     ],
 )
 def test_bad_input(call, error, says: str):
