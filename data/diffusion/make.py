@@ -23,7 +23,7 @@ from sparselens.models.tiny import Example, n_parameters
 
 ROWS = {"facts": 80, "pairs": 8, "queries": 8}
 SIZES = {"d_model": 64, "n_layers": 3, "n_heads": 4, "length": 128}
-STEPS, BATCH, LR, SEED = 1200, 48, 4e-3, 0
+STEPS, BATCH, LR, SEED = 500, 48, 4e-3, 0
 
 
 def batches() -> Iterator[Example]:

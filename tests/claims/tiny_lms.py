@@ -12,7 +12,7 @@ from torch import nn
 import sparselens as sl
 from sparselens.models.tiny import lm_scores, n_parameters, next_token, tiny_lm, train_lm, windows
 
-D, LAYERS, HEADS, LENGTH, BATCH = 64, 2, 4, 128, 12
+D, LAYERS, HEADS, LENGTH, BATCH = 64, 2, 4, 128, 8
 
 
 def characters() -> tuple[str, torch.Tensor, torch.Tensor, int]:

@@ -1,15 +1,17 @@
 """Masked diffusion: training examples, the sampler, files, and the models of others."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import sparselens as sl
+from sparselens import datasets
 from sparselens.errors import FileFormatError, FitError, InputError
 from sparselens.models.diffusion import DiffusionLM, masked
-from sparselens.models.tiny import IGNORE, bidirectional, lm_loss, tiny_lm
+from sparselens.models.tiny import IGNORE, bidirectional, lm_loss, n_parameters, tiny_lm
 
 MASK = 10
 SIZES = {"vocab_size": 11, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -174,6 +176,16 @@ def test_foreign_weights_fit_or_are_refused(tmp_path):
     (tmp_path / "m" / "model.safetensors").unlink()
     with pytest.raises(FileFormatError, match=r"no \.safetensors"):
         sl.load_diffusion(tmp_path / "m")
+
+
+def test_the_model_that_comes_along_does_what_its_card_says():
+    lm = sl.load_diffusion("recall-128", device="cpu")
+    card = json.loads((Path(__file__).parents[2] / "data" / "diffusion" / "recall-128" / "card.json").read_text())
+    ids, prompt = datasets.recall_rows(64, seed=3, **card["rows"])
+    for steps in (1, 8):
+        out = lm.generate(ids[:, :prompt], ids.shape[1] - prompt, steps=steps)
+        assert float((out.ids == ids)[:, prompt:].float().mean()) > card["right_tokens_by_steps"][str(steps)] - 0.04
+    assert lm.mask_id == datasets.RECALL_MASK and card["parameters"] == n_parameters(lm.live.module)
 
 
 @pytest.mark.parametrize(
