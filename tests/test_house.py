@@ -31,7 +31,6 @@ COMMON = {"errors", "files"}
 LATE = {("models", "attach"), ("attach", "measure"), ("embeddings", "datasets"), ("sae", "datasets"),
         ("attention", "costs")}
 LATE |= {(room, "views") for room in RANK}
-LATE |= {(room, "views") for room in RANK}
 
 MAX_MODULE, MAX_FUNCTION = 400, 60
 HEAVY = ("transformer_lens", "nnsight", "anywidget", "ipywidgets", "pandas", "matplotlib", "transformers", "sklearn",

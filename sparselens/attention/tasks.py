@@ -70,8 +70,8 @@ def _niah(rng: random.Random, size: int) -> Draft:
     places = rng.sample(_PLACES, 4)
     pieces = [_sentence(rng) for _ in range(size)]
     facts = [f"The secret number of the {p} is {rng.randrange(10_000, 100_000)}." for p in places]
-    spots = sorted(rng.sample(range(size + 1), min(len(facts), size + 1)), reverse=True)
-    for spot, fact in zip(spots, facts, strict=False):
+    spots = sorted(rng.sample(range(size + 1), len(facts)), reverse=True)
+    for spot, fact in zip(spots, rng.sample(facts, len(facts)), strict=True):
         pieces.insert(spot, fact)
     asked = facts[0]
     return Draft(f"What is the secret number of the {places[0]}?", pieces, [pieces.index(asked)],

@@ -186,7 +186,8 @@ def open_attention(
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scaling, softcap = kwargs.get("scaling"), kwargs.get("softcap")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if softcap is None and not any(name in ("attn_scores", "pattern") for name, _ in calls):
+    asked = kwargs.get("output_attentions") or any(name in ("attn_scores", "pattern") for name, _ in calls)
+    if softcap is None and not asked:
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=keep, scale=scaling)
         return out.transpose(1, 2).contiguous(), None
     scores = query @ key.transpose(2, 3) * scaling

@@ -7,7 +7,7 @@ from sparselens.attention.executors import choose, flex, gather, masked
 from sparselens.attention.pattern import Allowed, Pattern, full, pooled, share_heads, top_blocks
 from sparselens.models.attention_function import Heads
 
-SIZES = [(1, 1), (1, 33), (15, 15), (16, 16), (17, 17), (40, 64), (100, 100)]
+SIZES = [(1, 1), (1, 33), (16, 16), (17, 17), (40, 64), (100, 100)]
 
 
 def padding(n_q: int, n_k: int, left: bool = True) -> torch.Tensor:

