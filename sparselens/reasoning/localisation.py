@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparselens.errors import InputError
+from sparselens.reasoning.results import Shown
 from sparselens.reasoning.scores import Score, interval, resampled
 from sparselens.reasoning.traces import as_traces
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ErrorsFound:
+class ErrorsFound(Shown):
     """How well first errors are found; shares with bootstrap intervals of 95 % over problems.
 
     Attributes:

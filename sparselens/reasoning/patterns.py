@@ -13,6 +13,7 @@ import torch
 
 from sparselens.attach import fitting_sites
 from sparselens.errors import InputError
+from sparselens.reasoning.results import Shown
 from sparselens.reasoning.states import pooled
 from sparselens.reasoning.step_data import StepDataset
 from sparselens.sae.latents import to_csr
@@ -27,7 +28,7 @@ Encode = Callable[[list[list[int]], int], Any]
 
 
 @dataclass(frozen=True)
-class PatternScores:
+class PatternScores(Shown):
     """How well patterns tell where features fire, over all pairs of a held-out step and a feature.
 
     Attributes:
@@ -59,7 +60,7 @@ class PatternScores:
 
 
 @dataclass(frozen=True, eq=False)
-class Patterns:
+class Patterns(Shown):
     """Patterns of some features; made by `n2g`.
 
     Attributes:
@@ -71,6 +72,9 @@ class Patterns:
     patterns: dict[int, list[Pattern]]
     encode: Encode
     tokenizer: Any
+
+    def __repr__(self) -> str:
+        return f"Patterns({sum(map(len, self.patterns.values()))} patterns of {len(self.patterns)} features)"
 
     def text(self, pattern: Pattern) -> str:
         """A pattern as text, with " * " for any one token."""

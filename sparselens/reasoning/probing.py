@@ -9,6 +9,7 @@ import numpy as np
 from sparselens.errors import InputError, closest
 from sparselens.reasoning.baselines import context_statistics, step_statistics, word_counts
 from sparselens.reasoning.localisation import ErrorsFound, first_errors
+from sparselens.reasoning.results import Shown
 from sparselens.reasoning.scores import Score, brier, calibration_error, grouped_split, reliability
 from sparselens.reasoning.states import StepStates, as_rows, step_states
 from sparselens.reasoning.step_probe import TASKS, StepProbe
@@ -46,7 +47,7 @@ class Rows(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class StepProbes:
+class StepProbes(Shown):
     """Probes of one property on held-out problems, a representation each; made by `probe_steps`.
 
     Attributes:
@@ -153,11 +154,8 @@ class StepProbes:
         faint = (frame["sees"] != "step").to_numpy()
         return interval_dots(frame["representation"].tolist(), values, figure, faint, ax)
 
-    def _repr_html_(self) -> str:
-        from sparselens.views.html import fragment, heading
-
-        table = self.to_frame().to_html(index=False, float_format="{:.3f}".format, border=0)
-        return fragment(heading(f"Step probes: {self.task}", self.notes) + table)
+    def _notes(self) -> list[str]:
+        return self.notes
 
     def __repr__(self) -> str:
         best = self.to_frame().iloc[0]

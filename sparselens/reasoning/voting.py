@@ -11,6 +11,7 @@ import numpy as np
 
 from sparselens.errors import InputError
 from sparselens.reasoning.arithmetic import final_number
+from sparselens.reasoning.results import Shown
 from sparselens.reasoning.scores import Score, interval, resampled
 from sparselens.reasoning.traces import Traces, as_traces
 
@@ -55,7 +56,7 @@ def probe_vote(answers: Sequence[str | None], p_steps: Sequence[Any], tau: float
 
 
 @dataclass(frozen=True)
-class Votes:
+class Votes(Shown):
     """Ways to choose among the answers of several chains, on the same problems; made by `compare_votes`.
 
     Attributes:

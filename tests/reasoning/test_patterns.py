@@ -10,6 +10,7 @@ from sparselens.errors import InputError
 from sparselens.reasoning import StepDataset, n2g
 from sparselens.reasoning.patterns import matches
 from tests import tiny
+from tests.views.allowed import check
 
 TOKENIZER = tiny.tokenizer()
 
@@ -46,6 +47,7 @@ def test_planted_patterns_are_found_and_hold_on_other_steps():
     scores = found.evaluate(steps(seed=1))
     assert (scores.precision, scores.recall, scores.f1) == (1, 1, 1) and scores.share == pytest.approx(1 / 3, abs=0.02)
     assert scores.always == pytest.approx(2 * scores.share / (1 + scores.share))
+    assert "of 2 features" in check(found._repr_html_()).text and "F1" in check(scores._repr_html_()).text
     assert len(found.to_frame()) == 2 and scores.to_frame()["f1"].tolist() == [1, 1] and "F1 1.000" in repr(scores)
 
 

@@ -10,6 +10,7 @@ from sparselens.errors import InputError
 from sparselens.reasoning import StepLatents, Trace, Traces, first_errors
 from sparselens.reasoning.baselines import context_statistics, step_statistics, word_counts
 from tests import tiny
+from tests.views.allowed import check
 
 CHAINS = sl.planted_chains(160, seed=1)
 KNOWING = np.nan_to_num(CHAINS.step_labels(), nan=0.5)
@@ -49,7 +50,7 @@ def test_first_errors_are_found_with_a_telling_probe(table):
     found, chance = table.first_errors("mine"), table.first_errors("last")
     assert found.told.value > 3 * found.chance and found.f1.value > chance.f1.value
     assert found.n_wrong + found.n_right == len(table.by_chain("mine")[0])
-    assert "times chance" in repr(found) and len(found.to_frame()) == 5
+    assert "times chance" in check(found._repr_html_()).text and len(found.to_frame()) == 5
 
 
 def test_first_errors_by_hand():
@@ -120,7 +121,8 @@ def test_labels_of_ones_own():
 
 
 def test_figures_and_frames(table):
-    assert table.plot().axes and "Step probes" in table._repr_html_() and "mine" in repr(table)
+    shown = check(table._repr_html_()).text
+    assert table.plot().axes and "StepProbes(" in shown and "none on both sides" in shown and "mine" in repr(table)
     bins = table.reliability("mine")
     assert bins["rows"].sum() == len(table.test)
     with pytest.raises(InputError, match="Closest: mine"):
