@@ -1,6 +1,5 @@
 import itertools
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from sparselens.sae.activations import FeatureChoice
 from sparselens.sae.train import lr_factor
 from sparselens.sae.trainer import SAETrainer
 from tests import tiny
+from tests.sae.killed import SAES
 from tests.sae.synthetic import QUIET, planted
 
 
@@ -59,42 +59,19 @@ def test_dead_latents_are_put_to_use(monkeypatch):
     assert fvu[True] < 0.6 * fvu[False]
 
 
-SAES = {
-    "one": {"site": "a", "d_sae": 96, "k": 3},
-    "two": {"site": "b", "architecture": "jumprelu", "d_sae": 96, "k": 3, "lr": 3e-3},
-    "three": {"site": "a", "architecture": "batchtopk", "d_sae": 80, "k": 4, "seed": 5},
-}
-
-
-def resumable(out: Path) -> dict[str, SAE]:
-    x = {"a": planted(rows=6000)[0], "b": planted(rows=6000, seed=1)[0]}
-    return train_sae(x, saes=SAES, n_tokens=200 * 256, batch_size=256, out=out, checkpoint_every=20, **QUIET)[0]
-
-
-def test_a_killed_run_ends_with_the_same_bits(tmp_path, monkeypatch):
-    root, killed = Path(__file__).parents[2], tmp_path / "killed"
-    script = f"from pathlib import Path; from tests.sae.test_train import resumable; resumable(Path({str(killed)!r}))"
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path):
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "tests.sae.killed", str(tmp_path), "3", "200", "0"]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", script], env=environment, cwd=root)
-    deadline = time.monotonic() + 300
-    while not list((killed / "checkpoints").glob("[0-9]*/state.json")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (killed / "run.json").exists(), "the run was over before it could be killed"
-
-    steps = []
-    inner = SAETrainer.step
-    monkeypatch.setattr(SAETrainer, "step", lambda *arguments: steps.append(0) or inner(*arguments))
-    resumed = resumable(killed)
-    assert 0 < len(steps) <= 3 * 180, "it did not go on from a checkpoint"
-    whole = resumable(tmp_path / "whole")
+    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    steps = [int(line) for line in done.stdout.split()]
+    assert len(steps) == 3 and steps == sorted(steps) and 0 < steps[-1] < 200, "no run went on from a checkpoint"
     for name in SAES:
-        mine, theirs = whole[name].state_dict(), resumed[name].state_dict()
-        assert all(torch.equal(mine[key], theirs[key]) for key in mine), name
-        assert whole[name].metadata == resumed[name].metadata
-    assert not (killed / "checkpoints").exists()
+        mine, theirs = (SAE.load(tmp_path / run / name) for run in ("whole", "killed"))
+        assert all(torch.equal(mine.state_dict()[key], value) for key, value in theirs.state_dict().items()), name
+        assert mine.metadata == theirs.metadata
+    assert not (tmp_path / "killed" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("architecture", [*ALL, "topafa"])
