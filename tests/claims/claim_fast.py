@@ -47,7 +47,7 @@ def chat(*turns: tuple[str, str]) -> list[dict[str, str]]:
     return [{"role": role, "content": said} for role, said in turns]
 
 
-def compared(m: sl.LiveModel, train: list, held: list) -> list:
+def compared(m: sl.LiveModel, train: list, held: list, seeds: range = SEEDS) -> list:
     """Reports of both ways, a report a seed."""
     sources = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -55,7 +55,7 @@ def compared(m: sl.LiveModel, train: list, held: list) -> list:
             place = Path(folder) / name
             sources[name] = dialogue_activations(m, train, SITE, place, TOKENS, block=block, progress=False)
         reports = []
-        for seed in SEEDS:
+        for seed in seeds:
             saes = {
                 name: trained(source, STEPS, BATCH, d_sae=2304, k=32, lr=1e-3, seed=seed)
                 for name, source in sources.items()
@@ -79,7 +79,7 @@ def run() -> list[dict]:
     held, train = found[:HELD], found[HELD:]
     reports = compared(m, train, held)
     many = [[chat(("system", f"{VOICES[i % 10]} {VOICES[i // 10 % 10]}"))[0], *one] for i, one in enumerate(found)]
-    control = compared(m, many[HELD:], many[:HELD])
+    control = compared(m, many[HELD:], many[:HELD], range(1))
     special, ordinary, varied = (gaps(r, g) for r, g in (
         (reports, "special, not first"), (reports, "ordinary"), (control, "special, not first")))  # fmt: skip
     frame = reports[0].to_frame()
@@ -102,5 +102,5 @@ def run() -> list[dict]:
          "spread": f"{min(ordinary):.2f} to {max(ordinary):.2f}", "holds": abs(mean(ordinary)) <= 0.15},
         {**shared, "claim": "part of it is the constant system prompt: with a varied one the gap is smaller",
          "baseline": f"constant: {mean(special):.2f}", "result": f"varied: {mean(varied):.2f}",
-         "spread": f"{min(varied):.2f} to {max(varied):.2f}", "holds": max(varied) < min(special)},
+         "spread": "one seed of the control", "holds": max(varied) < min(special)},
     ]  # fmt: skip
