@@ -8,6 +8,9 @@ QUIET := TOKENIZERS_PARALLELISM=false PYDEVD_DISABLE_FILE_VALIDATION=1
 # No hub is asked in a test. One thread keeps figures and sums reproducible; notebooks run as a user would run them.
 OFFLINE := $(QUIET) HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 MPLBACKEND=agg
 TEST    := $(OFFLINE) OMP_NUM_THREADS=1
+# `make test JOBS=2` shares the tests out among two processes, file by file.
+JOBS ?= 1
+SHARED := $(if $(filter-out 1,$(JOBS)),-n $(JOBS) --dist loadfile)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
@@ -31,10 +34,10 @@ $(READY): pyproject.toml constraints.txt
 demo: env  ## compare two sets of texts, start to end; your own: make demo A=left.jsonl B=right.csv FIELD=text
 	$(QUIET) $(PY) notebooks/run_demo.py $(if $(A),--a "$(A)") $(if $(B),--b "$(B)") $(if $(FIELD),--field "$(FIELD)")
 
-test: env  ## all tests, the notebooks included
-	$(TEST) $(PY) -m pytest tests
+test: env  ## all tests, the notebooks included; JOBS=2 for two processes
+	$(TEST) $(PY) -m pytest tests $(SHARED)
 ifneq ($(NOTEBOOKS),)
-	$(OFFLINE) $(PY) -m pytest --nbmake --nbmake-timeout=300 --nbmake-kernel=python3 notebooks
+	$(OFFLINE) $(PY) -m pytest --nbmake --nbmake-timeout=300 --nbmake-kernel=python3 notebooks $(SHARED)
 endif
 
 lab: env  ## JupyterLab in the environment
