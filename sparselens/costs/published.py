@@ -126,6 +126,6 @@ def fit_layers() -> list[Efficiency]:
              "GQA": PRESETS["qwen3-235b"].attention[0]}
     found = []
     for i, card in enumerate(("H800", "H20", "A800")):
-        measured = {key: float(times[i]) for key, times in TABLE_9.items() if times[i]}
+        measured = {key: float(seen) for key, times in TABLE_9.items() if (seen := times[i])}
         found.append(fit_efficiency(measured, kinds, card, batch=64.0, tensor_parallel=4))
     return found

@@ -120,8 +120,9 @@ def _filled(kind: str, config: dict[str, Any], tensors: dict[str, Tensor], dtype
         own["rope_parameters"] = {"rope_type": "default", "rope_theta": config.get("rope_theta", 10000.0)}
         own["attention_bias"] = bool(config.get("include_qkv_bias") or config.get("include_bias"))
         tensors = {_renamed(name): value for name, value in tensors.items()}
-    family = (Qwen2Config, Qwen2ForCausalLM) if kind == "dream" else (LlamaConfig, LlamaForCausalLM)
-    model: Any = family[1](family[0](**own)).to(dtype)
+    settings: Any = Qwen2Config if kind == "dream" else LlamaConfig
+    family: Any = Qwen2ForCausalLM if kind == "dream" else LlamaForCausalLM
+    model = family(settings(**own)).to(dtype)
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     wanted = set(model.state_dict()) - tied
     missing, left = sorted(wanted - set(tensors)), sorted(set(tensors) - set(model.state_dict()))

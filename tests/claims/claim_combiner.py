@@ -15,7 +15,7 @@ from tests.claims.texts import token_ids
 from tests.claims.tiny_lms import HEADS, LENGTH, D, characters, held_out_loss, told, widest
 
 PAPER = "Combiner, 2107.05768"
-SEEDS, STEPS, SPAN = (0, 1), 200, 11
+SEEDS, STEPS, SPAN = (0, 1), 150, 11
 PLANS = {"fixed": 0.01, "logsparse": 0.05, "axial_rowmajor": 0.05}  # margins that the specification aims at
 TOKENS, BIG_SPAN = 512, 23
 

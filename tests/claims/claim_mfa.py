@@ -9,7 +9,7 @@ from sparselens.models.tiny import n_parameters, tiny_lm
 from tests.claims.tiny_lms import HEADS, LAYERS, LENGTH, D, characters, equal_width, held_out_loss, told, widest
 
 PAPER = "MFA, 2412.19255 (Step-3, 2507.19427)"
-SEEDS, STEPS = (0, 1, 2), 300
+SEEDS, STEPS = (0, 1, 2), 200
 KINDS = {
     "MHA": lambda i: SelfAttention(D, HEADS),
     "GQA": lambda i: SelfAttention(D, HEADS, 2),

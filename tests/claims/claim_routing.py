@@ -16,7 +16,7 @@ from tests.claims.texts import token_ids
 from tests.claims.tiny_lms import HEADS, LENGTH, D, characters, held_out_loss, told, widest
 
 PAPER = "Routing Transformer, 2003.05997"
-SEEDS, STEPS = (0, 1), 200
+SEEDS, STEPS = (0, 1), 150
 TOKENS, CLUSTERS, SINK, NEAR = 512, 16, 4, 64
 RECALL = {"facts": 32, "gap": 64, "interleaved": True}
 RECALL_STEPS, BLOCK = 300, 16
