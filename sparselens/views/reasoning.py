@@ -205,7 +205,7 @@ class ReasoningTimeline(View):
     def _beside(self, step: int, characters: int) -> str:
         if step >= len(self):
             return ""
-        said = f" {number(float(self.scores[0, 0, step]))}" if self.probes else ""
+        said = f" {self.scores[0, 0, step]:.2f}" if self.probes else ""
         return f"{_mark(self.labels[step])}{said} {escape(self.steps[step], characters)}"
 
     def figure(self) -> "matplotlib.figure.Figure":
@@ -254,8 +254,8 @@ def _mark(label: float | None) -> str:
     if label is None:
         return "–"
     if label >= 0.5:
-        return "✓ right"
-    return f'<span style="color:{rgba(VERMILLION, 1.0)};font-weight:600">✗ wrong</span>'
+        return '<span style="white-space:nowrap">✓ right</span>'
+    return f'<span style="white-space:nowrap;color:{rgba(VERMILLION, 1.0)};font-weight:600">✗ wrong</span>'
 
 
 def _score(value: float, low: float, high: float, threshold: float, first: bool) -> str:
@@ -266,4 +266,4 @@ def _score(value: float, low: float, high: float, threshold: float, first: bool)
            f'<div style="width:{width}px;height:6px;background:{rgba(colour, 1.0)}"></div></div>')
     spread = f' <span style="{_NOTE}">{low:.2f}–{high:.2f}</span>' if high > low else ""
     sign = f'<div style="{_NOTE}">◀ first below {threshold:g}</div>' if first else ""
-    return f"{value:.2f}{spread}{bar}{sign}"
+    return f'<div style="white-space:nowrap">{value:.2f}{spread}</div>{bar}{sign}'

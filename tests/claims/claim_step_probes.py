@@ -13,7 +13,7 @@ import sparselens as sl
 from sparselens.reasoning import StepProbes, StepStates, Traces, compare_votes
 
 PAPER = "Step-Level SAE, 2603.03031"
-PROBLEMS, SPLITS = 300, 5
+PROBLEMS, SPLITS = 140, 8
 TRAIN, TEST = ("6b_finetuning", "175b_verification"), ("6b_verification", "175b_finetuning")
 DENSE, TEXT = ("last", "mean"), ("statistics", "words")
 
@@ -28,7 +28,7 @@ def run() -> list[dict[str, object]]:
     moved = [_table(traces, states, seed, train=TRAIN, test=TEST) for seed in range(SPLITS)]
     home = max(_mean(tables)[name] for name in DENSE)
     return [
-        _row("dense states tell right from wrong chains better than figures of the text alone", data, tables,
+        _row("whether a chain is right can be read from the states of a model, better than from the text alone", data, tables,
              lambda by: max(by[n] for n in DENSE) > max(by[n] for n in TEXT)),
         _row("probes trained on two models' chains work on those of two others, to 0.05 of AUROC", data, moved,
              lambda by: max(by[n] for n in DENSE) > home - 0.05),
