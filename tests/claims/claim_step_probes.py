@@ -28,8 +28,8 @@ def run() -> list[dict[str, object]]:
     moved = [_table(traces, states, seed, train=TRAIN, test=TEST) for seed in range(SPLITS)]
     home = max(_mean(tables)[name] for name in DENSE)
     return [
-        _row("whether a chain is right can be read from the states of a model, better than from the text alone", data, tables,
-             lambda by: max(by[n] for n in DENSE) > max(by[n] for n in TEXT)),
+        _row("whether a chain is right can be read from a model's states, better than from the text alone", data,
+             tables, lambda by: max(by[n] for n in DENSE) > max(by[n] for n in TEXT)),
         _row("probes trained on two models' chains work on those of two others, to 0.05 of AUROC", data, moved,
              lambda by: max(by[n] for n in DENSE) > home - 0.05),
         _row("codes of a token SAE, pooled over the chain, tell as much as dense states, to 0.02", data, tables,
