@@ -49,10 +49,14 @@ def probe_vote(answers: Sequence[str | None], p_steps: Sequence[Any], tau: float
             raise InputError(f"chain {number}: {p.tolist()!r:.80} should be probabilities, one for each step.")
         if answer is not None:
             scores[answer] = scores.get(answer, 0.0) + float((p**tau).mean())
-    best = max(scores.values(), default=0.0)
+    return Vote(next(iter(_best(scores)), None), scores)
+
+
+def _best(scores: dict[str, float]) -> list[str]:
+    """The answers with the highest score, in order of appearance."""
+    most = max(scores.values(), default=0.0)
     # sums of the same weights in another order differ in the last digits
-    winner = next((answer for answer, score in scores.items() if score >= best - 1e-9 * max(best, 1)), None)
-    return Vote(winner, scores)
+    return [answer for answer, score in scores.items() if score >= most - 1e-9 * max(most, 1)]
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class Votes(Shown):
     """Ways to choose among the answers of several chains, on the same problems; made by `compare_votes`.
 
     Attributes:
-        right: way -> for each problem whether the chosen answer is right, bool `[problems]`.
+        right: way -> for each problem whether the chosen answer is right, float64 `[problems]`: 1 or 0, or the share of
+            right ones among answers of equal score, any of which may be chosen.
         problems: the problems.
         tau: the power of the probe's probabilities.
         against: way -> how much more often the probe's vote is right, with a paired interval.
@@ -89,7 +94,7 @@ def compare_votes(
     """Hold the probe's vote against the majority, the best single model and a perfect choice.
 
     The answer of a chain is its last number; whether an answer is right is known from the verdicts of the chains that
-    gave it. The majority breaks ties by the order of the chains.
+    gave it. Among answers of equal score any may be chosen, so that the order of the chains favours no way.
 
     Args:
         traces: chains with verdicts, several a problem.
@@ -113,19 +118,21 @@ def compare_votes(
         of.setdefault(trace.problem, []).append(number)
     rows = [_judged(traces, p_steps, own, tau, best) for own in of.values()]
     ways = ("probe", "majority", f"best single model ({best})", "perfect choice")
-    right = {way: np.array([row[i] for row in rows]) for i, way in enumerate(ways)}
+    right = {way: np.array([row[i] for row in rows], dtype=np.float64) for i, way in enumerate(ways)}
     against = {}
     for way in ways[1:3]:
-        gain = right["probe"].astype(float) - right[way]
+        gain = right["probe"] - right[way]
         again = resampled(lambda chosen, gain=gain: float(gain[chosen].mean()), len(gain), seed=seed)
         against[way] = Score(float(gain.mean()), *interval(again))
     return Votes(right, list(of), tau, against)
 
 
-def _judged(traces: Traces, p_steps: Sequence[Any], own: list[int], tau: float, best: str) -> tuple[bool, ...]:
-    """Whether each way is right about one problem."""
+def _judged(traces: Traces, p_steps: Sequence[Any], own: list[int], tau: float, best: str) -> tuple[float, ...]:
+    """How right each way is about one problem."""
     answers = [final_number(traces[i].text) for i in own]
     good = {answer for answer, i in zip(answers, own, strict=True) if traces[i].verdict}
     p = [p_steps[i] for i in own]
+    chosen = [_best(probe_vote(answers, p, power).scores) for power in (tau, 0.0)]
+    shares = [sum(answer in good for answer in answers) / len(answers) if answers else 0.0 for answers in chosen]
     single = any(traces[i].verdict for i in own if traces[i].model == best)
-    return probe_vote(answers, p, tau).answer in good, probe_vote(answers, p, 0.0).answer in good, single, bool(good)
+    return *shares, float(single), float(bool(good))

@@ -51,6 +51,9 @@ def test_a_probe_that_knows_beats_the_majority():
     assert 0 < gain.low <= gain.value <= gain.high
     flat = compare_votes(traces, p, tau=0.0)
     assert np.array_equal(flat.right["probe"], flat.right["majority"]) and flat.against["majority"] == (0, 0, 0)
+    tied = Traces([Trace("p", f"#### {a}", [(0, 6)], [None], verdict=a == 1, model=str(a)) for a in (2, 1)])
+    assert compare_votes(tied, [[0.5]] * 2).right["majority"].tolist() == [0.5]
+    assert compare_votes(tied[::-1], [[0.5]] * 2).right["majority"].tolist() == [0.5]
     assert "40 problems" in repr(flat) and compare_votes(traces, p, best="bad").to_frame()["way"][2].endswith("(bad)")
 
 
