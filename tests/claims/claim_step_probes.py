@@ -98,5 +98,5 @@ def _votes(traces: Traces, tables: list[StepProbes], data: str) -> dict[str, obj
         f"{np.mean([s.high for s in single]):+.3f})",
         "spread": f"over the majority {np.mean([g.value for g in gains]):+.3f}, mean paired interval "
         f"{np.mean([g.low for g in gains]):+.3f} to {np.mean([g.high for g in gains]):+.3f}",
-        "holds": bool(np.mean([g.value for g in gains]) > 0),
+        "holds": bool(np.mean([g.low for g in gains]) > 0),
     }
