@@ -45,7 +45,7 @@ class Decoder(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no rescale.")
 
     def settle(self) -> None:
-        """After each step of training: bring the weights back to where the part needs them."""
+        """After each step of training: bring the weights back, in place, to where the part needs them."""
 
 
 class Bypass(nn.Module):
