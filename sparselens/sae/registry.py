@@ -6,6 +6,7 @@ from pathlib import Path
 from sparselens.errors import InputError, closest
 from sparselens.files import read_json
 
+_CONFIGS = ("cfg.json", "sae.json")  # in the SAELens layout, and in our own for what that does not know
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -34,11 +35,11 @@ def shipped() -> list[Shipped]:
     """Every shipped SAE, sorted by name; those of the installed package come before a checkout's."""
     found: dict[str, Shipped] = {}
     for root in roots():
-        for cfg in sorted(root.glob("*/*/*/cfg.json")):
-            model, site, recipe = cfg.parent.parts[-3:]
-            card = cfg.with_name("card.json")
+        for folder in sorted({cfg.parent for name in _CONFIGS for cfg in root.glob(f"*/*/*/{name}")}):
+            model, site, recipe = folder.parts[-3:]
+            card = folder / "card.json"
             default = card.is_file() and bool(read_json(card).get("default"))
-            entry = Shipped(model, site, recipe, cfg.parent, default)
+            entry = Shipped(model, site, recipe, folder, default)
             found.setdefault(entry.name, entry)
     return [found[name] for name in sorted(found)]
 

@@ -41,6 +41,12 @@ def test_the_list_of_shipped_saes(shelf):
     ]
 
 
+def test_a_shipped_sae_may_be_in_our_own_layout(shelf):
+    sae = SAE("mp", d_in=4, d_sae=6, k=2, metadata={"where": "own"})
+    sae.save(shelf / "third/blocks.0.hook_x/mp")
+    assert SAE.load("third/blocks.0.hook_x/mp").metadata["where"] == "own"
+
+
 def test_unknown_names_name_the_closest(shelf):
     with pytest.raises(InputError, match="Closest: toy"):
         SAE.load("tooy")

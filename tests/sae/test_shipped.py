@@ -16,6 +16,7 @@ WRITTEN = [entry for entry in shipped() if entry.model == "smollm2-135m-instruct
 def test_they_are_small_together():
     assert sum(path.stat().st_size for entry in WRITTEN for path in entry.folder.iterdir()) < MOST_BYTES
     assert [entry.recipe for entry in WRITTEN if entry.default] == ["topk-4608-k32"]
+    assert {"abstopk-2304-k32", "jumprelu-4608-l32", "mp-4608-k32"} < {entry.recipe for entry in WRITTEN}
     assert {entry.name for entry in WRITTEN} <= set(names())
 
 
