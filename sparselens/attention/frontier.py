@@ -40,7 +40,7 @@ class Score:
 
 
 @torch.no_grad()
-def score(m: LiveModel, text: LongText, method: SparseAttention | None = None) -> Score:
+def score(m: LiveModel, text: LongText, method: SparseAttention | None = None, *, read: bool = False) -> Score:
     """Teacher-forced score of one answer, in one pass.
 
     The prompt is prefill, the answer is decoded from it: a method for prefill leaves the answer's own queries dense,
@@ -50,9 +50,11 @@ def score(m: LiveModel, text: LongText, method: SparseAttention | None = None) -
         m: a live model with a tokenizer.
         text: what to ask; see `long_context`.
         method: what to put on; None for dense attention.
+        read: take the answer as part of the prompt. A method for prefill then acts on the answer's queries too, which
+            otherwise look back at all of the prompt and may find there what the prompt's own queries missed.
 
     Raises:
-        InputError: the model has no tokenizer, or the text is too long for it.
+        InputError: the model has no tokenizer, the text is too long for it, or `read` with a method for decoding.
     """
     if m.tokenizer is None:
         raise InputError("this model has no tokenizer: pass one to sl.wrap(model, tokenizer).")
@@ -61,7 +63,7 @@ def score(m: LiveModel, text: LongText, method: SparseAttention | None = None) -
     ids, counted = torch.tensor([prompt + answer]), None
     if method is not None:
         method = copy.copy(method)
-        method.prompt = len(prompt)
+        method.prompt = None if read else len(prompt)
         counted = method.counted(m)
     with m.attach([] if counted is None else counted):
         logits = m.run(ids).logits[0, len(prompt) - 1 : -1].float()

@@ -71,6 +71,9 @@ def test_a_method_for_prompts_leaves_the_answer_dense(m):
 
     found = score(m, text, Watch(0.5, phase="prefill"))
     assert set(seen) == {found.tokens}
+    seen.clear()
+    score(m, text, Watch(0.5, phase="prefill"), read=True)
+    assert set(seen) == {found.tokens + len(m.tokenizer(text.answer)["input_ids"])}
 
 
 def test_a_frontier_by_method_budget_and_length(m):

@@ -35,7 +35,7 @@ def test_the_masks_tell_what_they_hold(show):
     assert _told(page).startswith("layer 7, head 1: keeps 100.0 % of its tiles, loses")
     page.get_by_role("button", name="head 2").click()
     page.locator(".sl-mask canvas").focus()
-    for key, times in (("ArrowDown", 4), ("ArrowRight", 3)):
+    for key, times in (("ArrowDown", 4), ("ArrowRight", 2)):
         for _ in range(times):
             page.keyboard.press(key)
     assert f"{100 * view.kept[1, 2, 3, 2]:.0f} % kept" in _told(page)
@@ -55,5 +55,7 @@ def test_the_large_mask_is_true_to_the_data(show, other):
             [int((k + 0.5) * 84), int((q + 0.5) * 84)],
         )
         value = view.kept[0, 0, q, k] - (view.other[0, 0, q, k] if other else 0)
-        assert abs(alpha - (60 + 195 * abs(value))) < 3 or value == 0
+        if abs(value) < 0.006:  # a byte a share: such a difference may be sent as none
+            continue
+        assert abs(alpha - (60 + 195 * abs(value))) < 3
         assert (red > blue) == (other and value >= 0)

@@ -12,13 +12,14 @@ from sparselens.attention.frontier import score
 
 TEXTS, TOKENS, DENSITY = 3, 512, 0.125
 TASKS = ("niah",)
-METHODS: dict[str, Any] = {
-    "VerticalSlash": sl.VerticalSlash,
-    "BlockSparse": sl.BlockSparse,
-    "SinkWindow": lambda b: sl.SinkWindow(b, phase="prefill"),
-    "Quest as mask": lambda b: sl.Quest(b, phase="prefill"),
-    "Quest": sl.Quest,
-    "SnapKV": sl.SnapKV,
+#: name -> maker, and whether the answer is read together with the prompt (else it is decoded)
+METHODS: dict[str, tuple[Any, bool]] = {
+    "VerticalSlash": (sl.VerticalSlash, True),
+    "BlockSparse": (sl.BlockSparse, True),
+    "SinkWindow": (lambda b: sl.SinkWindow(b, phase="prefill"), True),
+    "Quest as mask": (lambda b: sl.Quest(b, phase="prefill"), True),
+    "SinkWindow, answer dense": (lambda b: sl.SinkWindow(b, phase="prefill"), False),
+    "SnapKV": (sl.SnapKV, False),
 }
 
 
@@ -33,7 +34,8 @@ def _row(model: sl.LiveModel, task: str) -> dict[str, object]:
     dense = [score(model, text).logprob for text in texts]
     guess = [score(model, text.without_needles()).logprob for text in texts]
     gain = mean(dense) - mean(guess)
-    scores = {name: [score(model, text, make(DENSITY)).logprob for text in texts] for name, make in METHODS.items()}
+    scores = {name: [score(model, text, make(DENSITY), read=read).logprob for text in texts]
+              for name, (make, read) in METHODS.items()}
     share = {name: (mean(found) - mean(guess)) / gain for name, found in scores.items()}
     prompts = [n for n in ("VerticalSlash", "Quest as mask") if share[n] >= 0.5]
     return {
