@@ -8,6 +8,7 @@ All times are CPU seconds of the process on one thread: rounds alternate, the fa
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -181,12 +182,16 @@ def run() -> list[dict]:
 def memory() -> dict:
     """Peak memory of the steps against weights, optimiser state and one batch of pre-activations."""
     numbers = [str(size) for size in SIZES.values()]
-    done = subprocess.run([sys.executable, "-c", MEMORY, *numbers], capture_output=True, text=True, check=True)
+    # freed blocks go back at once, so that resident memory is what is in use and not what the allocator keeps
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    command = [sys.executable, "-c", MEMORY, *numbers]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     d_in, d_sae, _, batch = SIZES.values()
     weights = 4 * (2 * d_in * d_sae + d_sae + d_in)
     bound = 3 * weights + 4 * batch * d_sae
     return {"name": "memory of TopK training over weights, Adam and one batch of pre-activations",
-            "ours": int(done.stdout) / 2**20, "baseline": bound / 2**20, "unit": "MiB", "target": "<= 1.2"}  # fmt: skip
+            "ours": int(done.stdout) / 2**20, "baseline": bound / 2**20, "unit": "MiB", "target": "<= 1.2",
+            "note": "the C library may keep freed blocks for itself: up to 50 MB more are resident then"}  # fmt: skip
 
 
 @contextmanager
