@@ -82,7 +82,7 @@ torch.manual_seed(0)
 d_in, d_sae, k, batch = map(int, sys.argv[1:])
 x = torch.randn(batch, d_in)
 {library}
-print(version, flush=True)
+print("ready:", version, flush=True)
 for line in sys.stdin:
     began = time.process_time()
     step()
@@ -200,7 +200,8 @@ def library(name: str, python: str) -> Iterator[tuple[str, Callable[[], float]]]
     code = LOOP.format(library=LIBRARIES[name])
     arguments = [python, "-c", code, *(str(size) for size in SIZES.values())]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        version = other.stdout.readline().strip()
+        lines = (line for line in other.stdout if line.startswith("ready:"))  # a library may say this and that first
+        version = next(lines).removeprefix("ready:").strip()
 
         def clock() -> float:
             other.stdin.write("step\n")
