@@ -90,7 +90,7 @@ def timeline_view(
             raise InputError(f"{name} has {len(thing)} entries, and there are {n} steps.")
     table = np.stack([np.stack([column, *bounds.get(name, (column, column))]) for name, column in given.items()]) \
         if given else np.zeros((0, 3, n), dtype=np.float32)
-    known = [None] * n if labels is None else list(labels)
+    known: list[float | None] = [None] * n if labels is None else list(labels)
     return ReasoningTimeline(
         [clean(step) for step in steps], list(given), table, known, verdict,
         [[(int(f), str(text), float(value)) for f, text, value in row] for row in features or [[]] * n],
@@ -186,8 +186,9 @@ class ReasoningTimeline(View):
 
     def _row(self, step: int, characters: int, whole: bool) -> str:
         cells = [f"{step + 1}", _mark(self.labels[step]), self._text(step, characters, whole)]
-        cells += [_score(*self.scores[k, :, step].tolist(), self.threshold, step == self.first_below(name))
-                  for k, name in enumerate(self.probes)]
+        for k, name in enumerate(self.probes):
+            value, low, high = self.scores[k, :, step].tolist()
+            cells.append(_score(value, low, high, self.threshold, step == self.first_below(name)))
         if self.other:
             cells.append(self.other._beside(step, characters))
         return f'<tr style="{TABLE_ROW}">' + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells) + "</tr>"
