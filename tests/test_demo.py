@@ -201,6 +201,22 @@ def test_executing_timing_and_failing(demo, tmp_path, monkeypatch, capsys):
     assert "Content-Security-Policy" in html
 
 
+def test_a_page_shows_the_static_form_of_a_live_view(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "notebooks"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    make_pages = _module(ROOT / "notebooks" / "make_pages.py")
+    cells = [nbformat.v4.new_markdown_cell("# A <b>title</b>"),
+             nbformat.v4.new_code_cell("from sparselens.views import token_view\n"
+                                       "token_view(['fires', '<b>x</b>'], [1.0, 0.0], [41]).explore()")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
+    assert make_pages.main(["--out", str(tmp_path / "out"), str(tmp_path / "a.ipynb")]) == 0
+    html = (tmp_path / "out" / "a.html").read_text()
+    assert "feature 41" in html and "&lt;b&gt;x" in html
+    assert "widget-view" not in html and "<script" not in html
+    assert "A &lt;b&gt;title" in html.partition("</title>")[0]
+    assert "a.html" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_two_small_files_of_ones_own(demo, tmp_path, monkeypatch):
     _needs_model()

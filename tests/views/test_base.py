@@ -108,3 +108,21 @@ def test_long_tokens_are_cut():
     assert len(pack_texts([hostile_row()])["texts"][0]["spans"][0][1][-1]) == 400
     assert clean("x" * 10, 5) == "xxxx…"
     assert clean("\ud800") == "?"
+
+
+def test_every_live_view_is_among_those_that_the_browser_goes_through():
+    import importlib
+    import pkgutil
+
+    import sparselens.views
+    from sparselens.views.widgets import ViewWidget
+    from tests.views.scale_views import AT_SCALE
+
+    for module in pkgutil.iter_modules(sparselens.views.__path__):
+        importlib.import_module(f"sparselens.views.{module.name}")
+    kinds = [ViewWidget]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    shown = {type(make().portable()) for make in AT_SCALE.values()}
+    own = {kind for kind in kinds if "_esm" in vars(kind) and kind.__module__.startswith("sparselens")}
+    assert own - shown == set(), "give each a place in tests/views/scale_views.py"
