@@ -36,6 +36,18 @@ display(heard, points, table, pairs, card)
 """
 VIEWS_LAST = """chosen.documents = [50, 51]; print("selected", table.selected, points.selected.tolist(), pairs.pair)"""
 
+ALL_SETUP = """
+from IPython.display import display
+from tests.views.sample_views import VIEWS
+from tests.views.samples import hostile_view
+views = {name: make() for name, make in VIEWS.items()}
+# the map on its own canvas: jupyter-scatter wants WebGL
+shown = [view.portable() if name == "map" else view.explore() for name, view in views.items()]
+shown.append(hostile_view().explore())
+display(*shown)
+"""
+ALL_LAST = """shown[list(VIEWS).index("panel")].running = True"""
+
 SLOW = 180_000  # milliseconds; a busy machine takes a minute to start what an idle one starts in seconds
 
 RUN_ALL = """async () => {
@@ -65,6 +77,7 @@ def lab(serve):
     """The address of a JupyterLab with live notebooks and an untrusted one."""
     write_notebook(serve.folder / "live.ipynb", [(SETUP, []), ("w", []), (FROM_PYTHON, [])])
     write_notebook(serve.folder / "views.ipynb", [(VIEWS_SETUP, []), (VIEWS_LAST, [])])
+    write_notebook(serve.folder / "all.ipynb", [(ALL_SETUP, []), (ALL_LAST, [])])
     shown = [*_fragments(), "<div>a formula: $x^2$</div>"]
     write_notebook(serve.folder / "untrusted.ipynb", [("'before'", [{"text/html": html}]) for html in shown])
     return serve.address
@@ -161,6 +174,20 @@ def test_views_python_and_each_other(lab, open_page):
     page.evaluate(RUN_LAST)
     page.get_by_text(f"selected ({feature},) [50, 51] (78, 79)").wait_for()
     points.get_by_text("2 texts chosen").wait_for()
+    watched.assert_quiet()
+
+
+def test_all_widgets_in_one_notebook(lab, open_page):
+    watched = _open(open_page, f"{lab}/lab/tree/all.ipynb")
+    page = watched.page
+    page.evaluate(RUN_ALL)
+    page.wait_for_function(ALL_DONE, timeout=SLOW)
+    views = page.locator(".jp-OutputArea .sl-view")
+    views.nth(len(VIEWS)).wait_for()
+    assert views.count() == len(VIEWS) + 1
+    assert "Error displaying widget" not in page.locator("body").inner_text()
+    answered = page.locator(".sl-outcome tr")
+    answered.nth(3).wait_for()  # the panel has answered from its thread, and its numbers have come
     watched.assert_quiet()
 
 
