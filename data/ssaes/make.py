@@ -1,6 +1,6 @@
-"""How the shipped step-level SAE was made: steps of GSM8K's training set, both language models frozen.
+"""How a step-level SAE for SmolLM2 is made: steps of GSM8K's training set, both language models frozen.
 
-    python data/ssaes/make.py --texts FOLDER --work FOLDER [--steps 640] [--epochs 2]
+    python data/ssaes/make.py --texts FOLDER --work FOLDER [--steps 20000] [--epochs 2]
 
 `--texts` holds `gsm8k/train.jsonl.gz` and `gsm8k/test.jsonl.gz` (question, answer). It can be stopped at any time and
 goes on where it was. The products run in bfloat16, on processors that multiply it faster.
@@ -21,8 +21,8 @@ from sparselens.files import write_json
 from sparselens.reasoning import SparsityController, StepSAE, Traces, read_traces
 
 MODEL, RECIPE = "smollm2-135m-instruct", "gsm8k-576-l1-5"
-TARGET, LAYER, MAX_CONTEXT, MAX_STEP = 5, 9, 24, 40
-BIAS = -0.75  # one latent in ten starts active: a short run would spend itself on getting there
+TARGET, LAYER, MAX_CONTEXT, MAX_STEP = 5, 9, 128, 64
+BIAS = -0.75  # one latent in ten starts active, near the target
 
 
 def chains(path: Path, n: int | None = None) -> Traces:
@@ -57,19 +57,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--texts", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=640)
+    parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=5e-3)
-    parser.add_argument("--held-out", type=int, default=100)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--held-out", type=int, default=500)
     args = parser.parse_args()
     m = sl.load_model(MODEL, dtype=torch.bfloat16)
     ssae = StepSAE(m, max_context=MAX_CONTEXT, max_step=MAX_STEP, pooling="mean", layer=LAYER)
     torch.nn.init.constant_(ssae.b_enc, BIAS)
-    controller = SparsityController(TARGET, every=2, rate=0.05, weight=1e-2)
+    controller = SparsityController(TARGET, every=10, rate=0.05, weight=2e-3)
     given = pairs(chains(args.texts / "gsm8k/train.jsonl.gz", args.steps), m, args.steps)
     run = ssae.fit(given, controller=controller, epochs=args.epochs, batch_size=args.batch_size, lr_new=args.lr,
-                   out=args.work / "run", checkpoint_every=25, live=False)
+                   out=args.work / "run", checkpoint_every=100, live=False)
     held_out = pairs(chains(args.texts / "gsm8k/test.jsonl.gz"), m, args.held_out)
     ssae.metadata |= {"data": "GSM8K train, calculator notes taken out", "epochs": args.epochs, "lr": args.lr,
                       "seconds": round(run.seconds), "tokens": run.tokens}

@@ -70,6 +70,8 @@ class StepSAE(nn.Module):
             step's tokens and the end ("mean"). An encoder that is not trained tells little at its end token.
         layer: the block after which a shared encoder's states are read; None: after the final norm, as in the paper.
         max_context, max_step: last tokens of the context, and most tokens of a step, that are read.
+        lead: put a trained vector before the prefix. The first position of many models is an attention sink that passes
+            little on; a decoder that is not trained would lose the code there. None: if the decoder is frozen.
         condition_on_context: False hides the context from the decoder: then z has to carry all of the step.
         official_masking: take the summary and the end of the decoder's input from the masked lengths, as the published
             code does. This reads the summary too early and lets the decoder see its last targets; only for replication.
@@ -88,7 +90,8 @@ class StepSAE(nn.Module):
     def __init__(self, model: LiveModel, *, expansion: int = 1, tuning: str | Sequence[str] = "frozen", rank: int = 8,
                  noise: int | float = 0.01, mask_share: int | float = 0.1, pooling: str = "last",
                  layer: int | None = None, max_context: int = 256, max_step: int = 256,
-                 condition_on_context: bool = True, official_masking: bool = False, seed: int = 0):
+                 lead: bool | None = None, condition_on_context: bool = True, official_masking: bool = False,
+                 seed: int = 0):
         super().__init__()
         if expansion < 1 or noise < 0 or not 0 <= mask_share < 1:
             raise InputError(f"expansion={expansion}, noise={noise}, mask_share={mask_share}: expansion is 1 or more, "
@@ -112,6 +115,8 @@ class StepSAE(nn.Module):
         self.shift = nn.Parameter(torch.zeros(d), requires_grad=False)
         self.scale = nn.Parameter(torch.ones(d), requires_grad=False)
         self.decoder.sep.requires_grad_(True)
+        self.lead = self.decoder.tuning == "frozen" if lead is None else lead
+        self.first = nn.Parameter(self.decoder.sep.detach().clone(), requires_grad=self.lead)
         self.prior: StepPrior | None = None
         self.metadata: dict[str, Any] = {}
         self.to(model.device)
@@ -169,16 +174,21 @@ class StepSAE(nn.Module):
         norm = a.norm(dim=-1)
         return a / norm.clamp(min=torch.finfo(a.dtype).tiny)[:, None], norm
 
-    def prefix(self, z: Float[Tensor, "b n"]) -> Float[Tensor, "b c d"]:
-        """The vectors that stand before the context in the decoder's input."""
-        return self.mlp(z).view(len(z), self.expansion, -1)
+    def prefix(self, z: Float[Tensor, "b n"] | None, rows: int = 0) -> Float[Tensor, "b c d"]:
+        """The vectors that stand before the context in the decoder's input: the lead, if any, then those of the codes.
+
+        Without codes, the lead alone for a number of rows.
+        """
+        rows = rows if z is None else len(z)
+        lead = self.first.expand(rows, int(self.lead), -1)
+        return lead if z is None else torch.cat([lead, self.mlp(z).view(rows, self.expansion, -1)], 1)
 
     def decode(self, z: Float[Tensor, "b n"] | None, batch: StepBatch,
                keep: Tensor | None = None) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
         """Summed NLL in nats of each step and its end under given codes, and the number of tokens counted.
 
         Args:
-            z: a code for each step; None for no prefix at all.
+            z: a code for each step; None for none.
             batch: steps on the model's device.
             keep: which positions of the batch attention may see; all by default.
         """
@@ -194,13 +204,10 @@ class StepSAE(nn.Module):
             embeds = _without(embeds, (keep & batch.mask).sum(-1) - 1)
         else:
             embeds, mask = embeds[:, :-1], None if keep is None else keep[:, :-1]
-        slots = 0
-        if z is not None:
-            first = self.prefix(z).to(embeds.dtype)
-            embeds, slots = torch.cat([first, embeds], 1), self.expansion
-            if mask is not None:
-                ones = mask.new_ones(len(mask), embeds.shape[1] - mask.shape[1])
-                mask = torch.cat([ones, mask], 1)
+        first = self.prefix(z, len(batch)).to(embeds.dtype)
+        embeds, slots = torch.cat([first, embeds], 1), first.shape[1]
+        if mask is not None:
+            mask = torch.cat([mask.new_ones(len(mask), embeds.shape[1] - mask.shape[1]), mask], 1)
         states = self.decoder.states(embeds, mask)
         # position j of what follows predicts token j; without a prefix nothing predicts token 0, which is no target
         states = states[:, slots - 1 :] if slots else torch.cat([states[:, :1], states], 1)
@@ -259,7 +266,7 @@ class StepSAE(nn.Module):
 
         Args:
             data: as for `dataset`.
-            codes: "own", "none" (no prefix at all), or codes `[steps, n]` to use instead, such as shuffled ones.
+            codes: "own", "none", or codes `[steps, n]` to use instead, such as shuffled ones.
             batch_size, settings: as for `transform`.
 
         Raises:

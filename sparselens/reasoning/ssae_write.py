@@ -78,11 +78,11 @@ def _start(ssae: "StepSAE", z: Tensor | None, contexts: Sequence[list[int]]) -> 
     given = contexts if ssae.condition_on_context else [[] for _ in contexts]
     batch = StepDataset(given, [[0]] * len(given), 0).batch(range(len(given))).to(ssae.b_enc.device)
     whole = ssae.decoder.embed(batch)
-    first = None if z is None else ssae.prefix(z).to(whole.dtype)
+    first = ssae.prefix(z, len(given)).to(whole.dtype)
     rows = []
     for i, sep in enumerate(batch.sep.tolist()):
         own = whole[i, : sep + 1]
-        rows.append(own if first is None else torch.cat([first[i], own]))
+        rows.append(torch.cat([first[i], own]))
     width = max(map(len, rows))
     embeds = torch.stack([torch.cat([row.new_zeros(width - len(row), row.shape[1]), row]) for row in rows])
     lengths = torch.tensor([len(row) for row in rows], device=embeds.device)
