@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 
 import sparselens as sl
+from sparselens import datasets
 from sparselens.attention import Combiner, SelfAttention, combine
 from sparselens.attention.regions import divide, without_summaries
+from sparselens.models.tiny import lm_scores, next_token, tiny_lm, train_lm
 from tests.claims.texts import token_ids
 from tests.claims.tiny_lms import HEADS, LENGTH, D, characters, held_out_loss, told, widest
 
@@ -18,12 +20,13 @@ PAPER = "Combiner, 2107.05768"
 SEEDS, STEPS, SPAN = (0, 1), 150, 11
 PLANS = {"fixed": 0.01, "logsparse": 0.05, "axial_rowmajor": 0.05}  # margins that the specification aims at
 TOKENS, BIG_SPAN = 512, 23
+RECALL_STEPS, RECALL_SPAN = 300, 7
 
 
 def run() -> list[dict]:
     """Rows: each plan against its sparse attention, all against dense; then layers of a real model."""
     torch.set_num_threads(1)
-    return [*_trained(), _approximated()]
+    return [*_trained(), _recall(), _approximated()]
 
 
 def _trained() -> list[dict]:
@@ -57,6 +60,37 @@ def _trained() -> list[dict]:
             "holds": max(behind.values()) <= 0.1,
         }
     ]
+
+
+def _recall() -> dict:
+    """Right answers to questions about facts that stand anywhere before."""
+    kinds = {
+        "dense": lambda i: SelfAttention(D, HEADS),
+        "sparse": lambda i: Combiner(D, HEADS, "fixed", RECALL_SPAN, regions=False),
+        "Combiner": lambda i: Combiner(D, HEADS, "fixed", RECALL_SPAN),
+    }
+    right = {}
+    for name, kind in kinds.items():
+        model = tiny_lm(datasets.RECALL_VOCAB, d_model=D, n_layers=2, n_heads=HEADS, length=LENGTH, attention=kind)
+        train_lm(model, (_asked(16, 1000 + i) for i in range(RECALL_STEPS)), RECALL_STEPS, lr=5e-3)
+        right[name] = lm_scores(model, [_asked(128, 1)])[1]
+    return {
+        "paper": PAPER,
+        "claim": "summaries of fixed spans find what one key a span cannot: 0.2 more right answers",
+        "data": f"eight facts in 32 tokens, eight questions, spans of {RECALL_SPAN}, {RECALL_STEPS} steps",
+        "seeds": 1,
+        "baseline": f"one key a span {right['sparse']:.2f}, dense {right['dense']:.2f}, chance 0.20",
+        "result": f"{right['Combiner']:.2f}",
+        "spread": "one seed",
+        "holds": right["Combiner"] - right["sparse"] >= 0.2,
+    }
+
+
+def _asked(n: int, seed: int):
+    ids, start = datasets.recall_rows(n, facts=32, interleaved=True, seed=seed)
+    asked = torch.zeros_like(ids, dtype=torch.bool)
+    asked[:, start + 1 :: 2] = True
+    return next_token(ids, asked)
 
 
 def _approximated() -> dict:

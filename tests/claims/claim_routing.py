@@ -34,41 +34,44 @@ def run() -> list[dict]:
 
 
 def _captured() -> dict:
+    """The first tokens, to which most heads give much attention whatever the text says, are left out of the count."""
     model = sl.load_model()
     name, tokens = token_ids(model)
-    ratios, kept = [], {"clusters": [], "by lot": [], "with sink and window": []}
+    ratios, kept = [], {"clusters": [], "by lot": [], "with a window": []}
     generator = torch.Generator().manual_seed(0)
     at = torch.arange(TOKENS)
-    near = (at < SINK) | (at[:, None] - at < NEAR)
+    near = (at[:, None] - at < NEAR)[:, SINK:]
+    sites = [f"blocks.{i}.attn.hook_{kind}" for i in range(model.n_layers) for kind in ("q", "k", "pattern")]
+    seen = model.capture(tokens[None, :TOKENS], sites)
     for i in range(model.n_layers):
         block = f"blocks.{i}.attn.hook_"
-        seen = model.capture(tokens[None, :TOKENS], [block + kind for kind in ("q", "k", "pattern")])
         query, key = (normalised(seen[block + kind].unflatten(-1, (heads, -1)).transpose(1, 2))
                       for kind, heads in (("q", model.n_heads), ("k", model.n_kv_heads)))
-        key = key.repeat_interleave(model.n_heads // model.n_kv_heads, 1)
+        key = key.repeat_interleave(model.n_heads // model.n_kv_heads, 1)[:, :, SINK:]
         centroids = Centroids(model.n_heads, CLUSTERS, model.d_head, decay=0.0)
-        both = torch.cat([query, key], 2)
-        centroids.start(both)
+        centroids.start(key)  # of the keys: queries lie elsewhere, and go to the centroid they fit best
         for _ in range(20):
-            centroids.update(both)
+            centroids.update(key)
         ours, theirs = (membership(centroids.scores(x), 1, "argmax")[0].float() for x in (query, key))
         same = (ours @ theirs.transpose(1, 2)) > 0
-        shuffled = same[:, :, torch.randperm(TOKENS, generator=generator)]
-        pattern = seen[block + "pattern"][0]
-        mass = {"clusters": same, "by lot": shuffled, "with sink and window": same | near}
-        mass = {way: (pattern * keep).sum(-1).mean(-1) for way, keep in mass.items()}
+        shuffled = same[:, :, torch.randperm(TOKENS - SINK, generator=generator)]
+        pattern = seen[block + "pattern"][0][..., SINK:]
+        total = pattern.sum((-1, -2))
+        ways = {"clusters": same, "by lot": shuffled, "with a window": same | near}
+        mass = {way: (pattern * keep).sum((-1, -2)) / total for way, keep in ways.items()}
         for way, caught in mass.items():
             kept[way] += caught.tolist()
         ratios += (mass["clusters"] / mass["by lot"].clamp(min=1e-9)).tolist()
     share = sum(ratio >= 1.3 for ratio in ratios) / len(ratios)
     return {
         "paper": PAPER,
-        "claim": "clusters of queries and keys catch 1.3 times the attention of clusters by lot in most heads",
-        "data": f"SmolLM2-135M, {TOKENS} tokens of {name}, {CLUSTERS} clusters a head",
+        "claim": "clusters of keys, queries with their best centroid, catch 1.3 times what clusters by lot do in most "
+                 "heads",
+        "data": f"SmolLM2-135M, {TOKENS} tokens of {name}, {CLUSTERS} clusters a head; {SINK} first tokens left out",
         "seeds": 1,
         "baseline": f"by lot, as many keys for each query: {mean(kept['by lot']):.3f} of the attention",
-        "result": f"{mean(kept['clusters']):.3f}; with {SINK} first tokens and a window of {NEAR} "
-                  f"{mean(kept['with sink and window']):.3f}; median ratio {median(ratios):.2f}",
+        "result": f"{mean(kept['clusters']):.3f}; with a window of {NEAR} {mean(kept['with a window']):.3f}; "
+                  f"median ratio {median(ratios):.2f}",
         "spread": f"1.3 times or more in {share:.0%} of {len(ratios)} heads",
         "holds": share > 0.5,
     }
