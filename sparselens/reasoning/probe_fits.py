@@ -37,9 +37,12 @@ class Scale:
         return self
 
     def __call__(self, x: Any) -> Any:
-        if self.mean is None:
-            return x.multiply(self.factor).tocsr()
-        return (x - self.mean) * self.factor
+        sparse = hasattr(x, "tocsr")
+        if self.mean is None:  # fitted on sparse rows; dense ones of the same kind may come later, and the reverse
+            from scipy.sparse import csr_matrix
+
+            return (x if sparse else csr_matrix(x)).multiply(self.factor).tocsr()
+        return ((x.toarray() if sparse else x) - self.mean) * self.factor
 
 
 class LinearFit:

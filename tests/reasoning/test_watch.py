@@ -67,6 +67,20 @@ def test_low_steps_are_marked_and_the_writing_goes_on(m, says):
     assert watched.first_low == 1 and "below the line" in watched._repr_html_()
 
 
+def test_a_probe_fitted_on_sparse_or_on_dense_codes_scores_what_is_written(m, says):
+    says(m, CHAIN)
+    ssae = StepSAE(m)
+    codes = ssae.transform([(f"q{i}", f"{i} + {i} = {2 * i}") for i in range(24)])
+    y, groups = [float(i % 3 > 0) for i in range(24)], list(range(24))
+    for rows in (codes.matrix, codes.z.numpy()):
+        probe = sl.StepProbe().fit(rows, y, groups)
+        watched = watch_steps(m, "q", ssae, probe, live=False)
+        for step in watched.steps:
+            z = ssae.transform([("q\n" + watched.text[: step.start], step.text)])
+            assert step.score == pytest.approx(probe.predict_proba(z.matrix)[0, 1])
+            assert step.score == pytest.approx(probe.predict_proba(z.z.numpy())[0, 1])
+
+
 @pytest.mark.parametrize("backend", ["torch", "nnsight"])
 def test_an_interrupt_leaves_the_model_as_it_was(backend):
     m = tiny.live("llama", backend)
