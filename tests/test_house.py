@@ -290,12 +290,14 @@ def test_papers_have_one_row_each():
 
 
 def test_a_paper_that_is_not_planned_names_files_that_exist():
-    for _title, _method, module, notebook, claim, result in paper_rows():
+    for title, _method, module, notebook, claim, result in paper_rows():
         if result != "planned":
             cells = ((PACKAGE, module), (ROOT / "tests" / "claims", claim), (ROOT / "notebooks", notebook))
             assert "–" not in (module, claim), "a result needs a module and a claim check; a notebook may be missing"
             places = [folder / re.sub(r".*`(.+?)`.*", r"\1", cell) for folder, cell in cells if cell != "–"]
             assert [place for place in places if not place.exists()] == []
+            number = re.search(r"abs/(\d{4}\.\d{5})", title)[1]
+            assert number in places[0].read_text("utf-8"), f"{module} does not name its paper, arXiv {number}"
 
 
 def error_classes() -> list[type]:

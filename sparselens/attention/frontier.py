@@ -1,4 +1,7 @@
-"""The sparse frontier: which sparse attention survives at which budget, for which task, and at what cost."""
+"""The sparse frontier: which sparse attention survives at which budget, for which task, and at what cost.
+
+Nawrot et al., 2025, arXiv 2504.17768.
+"""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
