@@ -32,7 +32,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mp-4608-k32": {"site": RESID, "architecture": "mp", "d_sae": 4608, "k": 32, "lr": 3e-3},
     "topk-1536-k32": {"site": HEADS, "architecture": "topk", "d_sae": 1536, "k": 32, "lr": 4e-3},
     "fast-2304-k32": {"site": RESID, "architecture": "topk", "d_sae": 2304, "k": 32, "lr": 4e-3, "texts": "chats"},
-    "itda-2304-k32": {"site": RESID, "d_sae": 2304, "k": 32, "texts": "atoms"},
+    "itda-k32": {"site": RESID, "d_sae": 2304, "k": 32, "texts": "atoms"},
 }
 KEPT = "content tokens without the first of each row of 256 and without norms above 10 medians"
 KEPT_CHATS = "every token of each dialogue, template tokens included, but the first and norms above 10 medians"
@@ -92,6 +92,7 @@ def made(m: sl.LiveModel, name: str, args: argparse.Namespace) -> tuple[sl.SAE, 
         site, atoms, k = recipe["site"], recipe["d_sae"], recipe["k"]
         texts = mixture(args.texts)[: args.documents]
         sae = sl.build_itda(m, texts, site=site, k=k, min_cosine=args.min_cosine, max_atoms=atoms)
+        sae.metadata["max_norm"] = sl.SAE.load(MODEL).max_norm  # the field of the others
         facts = {"documents": len(texts), "min_cosine": args.min_cosine, "kept_tokens": "all but the first of a text"}
         return sae, facts | {"seconds": round(time.perf_counter() - begin)}
     if kind == "chats":
