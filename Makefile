@@ -5,7 +5,8 @@ VENV  := .venv
 PY    := $(VENV)/bin/python
 READY := $(VENV)/.ready
 QUIET := TOKENIZERS_PARALLELISM=false PYDEVD_DISABLE_FILE_VALIDATION=1
-# No hub is asked in a test. One thread keeps figures and sums reproducible; notebooks run as a user would run them.
+# No hub is asked in a test. One thread keeps figures and sums reproducible; notebooks run as a user would run them,
+# unless several share the processors.
 OFFLINE := $(QUIET) HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 MPLBACKEND=agg
 TEST    := $(OFFLINE) OMP_NUM_THREADS=1
 # `make test JOBS=2` shares the tests out among two processes, file by file.
@@ -37,7 +38,7 @@ demo: env  ## compare two sets of texts, start to end; your own: make demo A=lef
 test: env  ## all tests, the notebooks included; JOBS=2 for two processes
 	$(TEST) $(PY) -m pytest tests $(SHARED)
 ifneq ($(NOTEBOOKS),)
-	$(OFFLINE) $(PY) -m pytest --nbmake --nbmake-timeout=300 --nbmake-kernel=python3 notebooks $(SHARED)
+	$(if $(SHARED),$(TEST),$(OFFLINE)) $(PY) -m pytest --nbmake --nbmake-timeout=300 --nbmake-kernel=python3 notebooks $(SHARED)
 endif
 
 lab: env  ## JupyterLab in the environment
