@@ -137,6 +137,8 @@ def main() -> None:
     shipped = sl.SAE.load(target)  # measured as it is shipped, in float16
     card = json.loads((target / "card.json").read_text()) | {"default": args.default} | facts
     card["wikitext2_test"] = measured(m, shipped, wikitext(args.texts, args.articles))
+    for key in ("l0", "fvu"):  # what was built and not trained has no figures of its own
+        card.setdefault(key, card["wikitext2_test"][key])
     write_json(target / "card.json", card)
     print(json.dumps(card, indent=2))
 

@@ -92,7 +92,9 @@ def test_a_search_narrows_down():
 
 def test_shipped_ones_are_found_too_and_load_by_their_name():
     found = sl.find_saes("smollm2-135m-instruct", site="blocks.14.hook_resid_post")
-    assert SAE.load(found[0].name).d_sae == found[0].width == 4608
+    assert {entry.id.split("/")[1] for entry in found} >= {"topk-4608-k32", "mp-4608-k32", "itda-k32"}
+    for entry in found:
+        assert SAE.load(entry.name).d_sae == entry.width and 25 < entry.l0 < 40
 
 
 def test_the_result_shows_itself():
