@@ -59,6 +59,17 @@ def fetch_model() -> None:
     packaged_folder(MODEL)
 
 
+def without_exercises(cells: list[Any]) -> list[Any]:
+    """The cells, less the section of exercises: those are about the texts that come along, and for a reader at work."""
+    kept, skipping = [], False
+    for cell in cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            skipping = cell.source.startswith("## Exercises")
+        if not skipping:
+            kept.append(cell)
+    return kept
+
+
 def execute(
     settings: dict[str, str], out: Path, path: Path | None = None
 ) -> tuple[Any, dict[str, float], str | None]:
@@ -78,6 +89,7 @@ def execute(
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     notebook = nbformat.read(path or NOTEBOOK, as_version=4)
+    notebook.cells = without_exercises(notebook.cells)
     n_code = sum(cell.cell_type == "code" for cell in notebook.cells)
     seconds: dict[str, float] = {}
     begun: list[float] = []

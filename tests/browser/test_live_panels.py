@@ -69,10 +69,10 @@ def test_features_are_set_and_both_answers_come(live):
     page.keyboard.press("ArrowRight")
     shown.until(lambda: widget.selected == {41: 8.0, 7: 0.05})
     shown.until(lambda: not widget.running)
+    new = page.locator(".sl-answers").first.locator(".sl-new")  # the page hears of the end a little later
+    shown.until(lambda: [text.strip() for text in new.all_inner_texts()] == ["two", "41=8,", "7=0.05"])
     assert page.get_by_text("7=0.05").count() >= 2
-    new = page.locator(".sl-answers").first.locator(".sl-new")
-    assert [text.strip() for text in new.all_inner_texts()] == ["two", "41=8,", "7=0.05"]
-    assert page.locator(".sl-outcome").first.get_by_role("row").count() == 4
+    shown.until(lambda: page.locator(".sl-outcome").first.get_by_role("row").count() == 4)
     assert page.locator(".sl-outcome td").all_inner_texts()[:2] == ["200", "201"]
     shown.watched.assert_quiet()
 
