@@ -182,12 +182,14 @@ def block_mask(pattern: Pattern, allowed: Allowed) -> object:
     rows, keys = ((-(-n // _TILE)) for n in (allowed.n_q, allowed.n_k))
     whole = (share >= 1) & (possible == _TILE * _TILE)
     partly = (share > 0) & ~whole
-    lists = []
+    lists: list[Tensor] = []
     for tiles in (partly, whole):
         tiles = tiles.expand(*pattern.keep.shape[:2], rows, keys)
         lists += [tiles.sum(-1, dtype=torch.int32), tiles.int().argsort(dim=-1, descending=True, stable=True).int()]
     size = (allowed.n_q, allowed.n_k)
-    return BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=_TILE, mask_mod=_rule(pattern, allowed), seq_lengths=size)
+    counts, indices, full_counts, full_indices = lists
+    return BlockMask.from_kv_blocks(counts, indices, full_counts, full_indices, BLOCK_SIZE=_TILE,
+                                    mask_mod=_rule(pattern, allowed), seq_lengths=size)
 
 
 def _rule(pattern: Pattern, allowed: Allowed) -> Callable[..., Tensor]:

@@ -202,7 +202,7 @@ def frontier(
     by_length = texts if isinstance(texts, Mapping) else {0: texts}
     cases: list[tuple[str, float, SparseAttention | None]] = [("dense", 1.0, None)]
     cases += [(name, budget, make(budget)) for name, make in methods.items() for budget in budgets]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for label, m in named.items():
         for length, given in by_length.items():
             for text in given:

@@ -101,8 +101,9 @@ class Pattern:
     repaired: int = 0
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, Pattern) and self.block == other.block and self.keep.shape == other.keep.shape
-        return bool(same and torch.equal(self.keep, other.keep))  # type: ignore[union-attr]
+        if not isinstance(other, Pattern) or self.block != other.block or self.keep.shape != other.keep.shape:
+            return False
+        return torch.equal(self.keep, other.keep)
 
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.keep.shape))

@@ -72,7 +72,7 @@ class Quest(SparseAttention):
         if known > n_k or (known and not torch.equal(state["last"], key[:, :, known - 1])):
             known = 0
         low, high = page_ranges(key[:, :, known:], layer.real_keys[:, known:], self.page)
-        if known:
+        if known and kept is not None:
             low, high = torch.cat([kept[0], low], 2), torch.cat([kept[1], high], 2)
         whole = int(layer.real_keys.sum(-1).min()) // self.page
         if whole:

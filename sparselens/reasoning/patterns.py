@@ -146,8 +146,8 @@ def n2g(
     codes = _codes(encode, sequences)
     if isinstance(features, int):
         strength = np.asarray(abs(codes).sum(axis=0)).ravel()
-        chosen = np.argsort(-strength, kind="stable")[:features]
-        chosen = chosen[strength[chosen] > 0].tolist()
+        order = np.argsort(-strength, kind="stable")[:features]
+        chosen = order[strength[order] > 0].tolist()
     else:
         chosen = list(features)
     hidden = _hidden(tokenizer)

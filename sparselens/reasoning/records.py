@@ -133,7 +133,8 @@ def _is_prm800k(record: Mapping) -> bool:
 
 def _prm800k(record: Mapping, number: int, _cut: Cut, model: str) -> list[Trace]:
     """The completions that were chosen at each step; the last one if none was (the labelling ended there)."""
-    texts, labels = [], []
+    texts: list[str] = []
+    labels: list[Any] = []
     for step in record["label"]["steps"]:
         chosen, options = step.get("chosen_completion"), step.get("completions") or []
         if chosen is None and step.get("human_completion"):

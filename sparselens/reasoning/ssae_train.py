@@ -72,8 +72,9 @@ def fit(
     if n_steps < 1:
         raise InputError(f"epochs={epochs}, batch_size={batch_size} and accumulate={accumulate} leave no update on "
                          f"{len(steps)} steps.")
-    settings = {"n_steps": n_steps, "batch_size": batch_size, "accumulate": accumulate, "lr_new": lr_new}
-    settings |= {"lr_lm": lr_lm, "weight_decay": weight_decay, "clip": clip, "seed": seed, "steps": len(steps)}
+    settings: dict[str, Any] = {"n_steps": n_steps, "batch_size": batch_size, "accumulate": accumulate}
+    settings |= {"lr_new": lr_new, "lr_lm": lr_lm, "weight_decay": weight_decay, "clip": clip, "seed": seed}
+    settings["steps"] = len(steps)
     settings |= {"tokens": int(steps.lengths.sum()), "controller": controller.settings(), "ssae": repr(ssae)}
     trainer = StepTrainer(ssae, steps, controller, settings)
     run, folder = StepRun(settings), None if out is None else Path(out)
@@ -148,7 +149,8 @@ class StepTrainer:
         if self.ssae.encoder.tuning == "frozen":  # read once, then kept
             self.summaries = torch.full((len(self.data), self.ssae.model.d_model), float("nan"))
         self.means = _Means()
-        self._epoch, self._groups = -1, []
+        self._epoch = -1
+        self._groups: list[Any] = []
 
     def rows(self, number: int) -> list[int]:
         """Rows of batch `number`, counted over all epochs."""
@@ -192,7 +194,8 @@ class StepTrainer:
             return
         size = min(self.settings["batch_size"], len(self.data))
         numbers = range(min(-(-_STANDARD // size), len(self.data) // size))
-        h = torch.cat([self.summary(self.data.batch(self.rows(number))) for number in numbers])
+        read = (self.summary(self.data.batch(self.rows(number))) for number in numbers)
+        h = torch.cat([one for one in read if one is not None])
         if len(h) > 1:
             self.ssae.shift.copy_(h.mean(0))
             self.ssae.scale.copy_(h.std(0).clamp(min=1e-6))

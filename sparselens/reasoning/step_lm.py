@@ -84,13 +84,13 @@ class StepLM(nn.Module):
         inner = self.adapters if self.own is None else self.own
         return [p for p in inner.parameters() if p.requires_grad]
 
-    def _embedding(self) -> nn.Module:
+    def _embedding(self) -> Any:
         return self.module.get_input_embeddings()
 
     def _add_adapters(self) -> None:
         for site in self.model.sites():
             try:
-                weight = self.model.linear(site).weight
+                weight: Any = self.model.linear(site).weight
             except SiteError:
                 continue
             # transformers' Conv1D keeps its weight as [in, out]
@@ -102,7 +102,7 @@ class StepLM(nn.Module):
     def edits(self, model: LiveModel, at: Any = None) -> list[Swap]:
         """The adapters as an attachment: `with m.attach(ssae.decoder): ...` runs the live model with them."""
 
-        def swap(adapter: LowRank) -> Any:
+        def swap(adapter: Any) -> Any:
             return lambda x, original, _context: original(x) + adapter(x)
 
         return [Swap(site.replace("/", "."), swap(adapter)) for site, adapter in self.adapters.items()]

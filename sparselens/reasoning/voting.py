@@ -122,7 +122,11 @@ def compare_votes(
     against = {}
     for way in ways[1:3]:
         gain = right["probe"] - right[way]
-        again = resampled(lambda chosen, gain=gain: float(gain[chosen].mean()), len(gain), seed=seed)
+
+        def mean_of(chosen: np.ndarray, gain: np.ndarray = gain) -> float:
+            return float(gain[chosen].mean())
+
+        again = resampled(mean_of, len(gain), seed=seed)
         against[way] = Score(float(gain.mean()), *interval(again))
     return Votes(right, list(of), tau, against)
 

@@ -52,6 +52,8 @@ class PolyDecoder(Decoder):
     """
 
     name = "poly"
+    C1: nn.Parameter
+    C2: nn.Parameter
 
     def __init__(self, d_sae: int, d_out: int, ranks: Sequence[int] = (576, 64, 64), seed: int = 0) -> None:
         ranks = tuple(int(r) for r in ranks)
