@@ -9,7 +9,7 @@ import numpy as np
 from sparselens.errors import InputError
 from sparselens.views.base import STATIC_BYTES, View, clean
 from sparselens.views.curves import plain
-from sparselens.views.html import TOKEN_CHARS, as_array, escape, fragment, visible
+from sparselens.views.html import TOKEN_CHARS, as_array, visible
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -87,20 +87,9 @@ class ChannelMap(View):
 
     def to_html(self, max_bytes: int = STATIC_BYTES) -> str:
         """Return the picture with a sentence about it."""
-        import matplotlib.pyplot as plt
+        from sparselens.views.picture import captioned
 
-        from sparselens.views.picture import picture
-
-        head = f'<div style="font-weight:600">{escape(self.title, 200)}</div>' if self.title else ""
-        head += f'<div style="font-size:12px;opacity:.7">{self.summary()}</div>'
-        figure = self._draw("")
-        plt.close(figure)
-        for dpi in (100, 60, 30, 0):
-            shown = picture(figure, f"Map of kept channels. {self.summary()}", dpi) if dpi else ""
-            html = fragment(head + shown)
-            if len(html.encode()) <= max_bytes:
-                break
-        return html
+        return captioned(self._draw(""), self.title, self.summary(), "Map of kept channels", max_bytes)
 
     def figure(self) -> "matplotlib.figure.Figure":
         """Return the map, channels that are kept most on the left, with the share kept of each and for each token."""

@@ -9,7 +9,7 @@ import numpy as np
 from sparselens.errors import InputError
 from sparselens.views.base import STATIC_BYTES, View, clean
 from sparselens.views.curves import plain
-from sparselens.views.html import as_array, escape, fragment
+from sparselens.views.html import as_array
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -125,20 +125,10 @@ class MaskView(View):
 
     def to_html(self, max_bytes: int = STATIC_BYTES) -> str:
         """Return the masks of one layer with a sentence about all."""
-        import matplotlib.pyplot as plt
+        from sparselens.views.picture import captioned
 
-        from sparselens.views.picture import picture
-
-        head = f'<div style="font-weight:600">{escape(self.title, 200)}</div>' if self.title else ""
-        head += f'<div style="font-size:12px;opacity:.7">{escape(self.summary())}</div>'
-        figure = self._draw("")
-        plt.close(figure)
-        for dpi in (100, 60, 30, 0):
-            shown = picture(figure, f"Masks of layer {self.layers[self.shown]}. {self.summary()}", dpi) if dpi else ""
-            html = fragment(head + shown)
-            if len(html.encode()) <= max_bytes:
-                break
-        return html
+        alt = f"Masks of layer {self.layers[self.shown]}"
+        return captioned(self._draw(""), self.title, self.summary(), alt, max_bytes)
 
     def figure(self) -> "matplotlib.figure.Figure":
         """Return the masks of one layer, a panel a head; below each the attention it loses, query by query."""
