@@ -123,6 +123,9 @@ def contribution(
     Raises:
         FitError: no such latent, or codes of another dictionary.
     """
+    width = z.d_sae if isinstance(z, Latents) else z.shape[1]
+    if width != sae.d_sae:
+        raise FitError(f"codes have {width} latents, this SAE has d_sae={sae.d_sae}.")
     if not 0 <= feature < sae.d_sae:
         raise FitError(f"feature={feature} is not among the {sae.d_sae} latents, 0 to {sae.d_sae - 1}.")
     if isinstance(z, Latents):
@@ -130,9 +133,6 @@ def contribution(
     else:
         without = z.clone()
         without[:, feature] = 0  # type: ignore[index]
-    width = z.d_sae if isinstance(z, Latents) else z.shape[1]
-    if width != sae.d_sae:
-        raise FitError(f"codes have {width} latents, this SAE has d_sae={sae.d_sae}.")
     return sae.contributions(z) - sae.contributions(without)
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparselens.errors import FitError, InputError
+from sparselens.errors import FitError, InputError, NotFiniteError
 from sparselens.sae.latents import active_counts, to_dense
 from sparselens.sae.sae import SAE
 
@@ -76,10 +76,15 @@ def recovery(
         x, codes: rows and their true codes; with them also F1 of firing, fvu and l0 are measured.
 
     Raises:
-        InputError: x without codes, or codes without x. FitError: sizes that do not fit.
+        InputError: x without codes, or codes without x. FitError: sizes that do not fit. NotFiniteError: NaN or
+            infinite directions or rows.
     """
     from scipy.optimize import linear_sum_assignment
 
+    if truth.shape[1] != sae.d_out:
+        raise FitError(f"the directions have width {truth.shape[1]}, this SAE writes width d_out={sae.d_out}.")
+    if not torch.isfinite(truth).all():
+        raise NotFiniteError("the planted directions hold NaN or infinite numbers.")
     if (x is None) != (codes is None):
         raise InputError("F1 needs both x and its true codes; give both or neither.")
     if codes is not None and (codes.shape[1] != len(truth) or x is None or len(codes) != len(x)):

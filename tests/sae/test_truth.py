@@ -7,7 +7,7 @@ import torch
 
 import sparselens as sl
 from sparselens.datasets import KINDS, planted
-from sparselens.errors import FitError, InputError
+from sparselens.errors import FitError, InputError, NotFiniteError
 from sparselens.sae import SAE, PolyDecoder, recovery, recovery_bench
 
 
@@ -88,6 +88,11 @@ def test_f1_by_hand():
         recovery(sae, torch.eye(2), x)
     with pytest.raises(FitError, match="directions"):
         recovery(sae, torch.eye(2), x, codes[:, :1])
+    with pytest.raises(FitError, match="width 3"):
+        recovery(sae, torch.eye(3))
+    for truth, rows in ((torch.eye(2) * float("nan"), x), (torch.eye(2), x * float("nan"))):
+        with pytest.raises(NotFiniteError):
+            recovery(sae, truth, rows, codes)
 
 
 def test_the_bench_tells_dictionaries_apart():
@@ -104,8 +109,7 @@ def test_the_bench_tells_dictionaries_apart():
     signed = table.loc["bidirectional"]
     assert signed.loc["abstopk", "f1"] > signed.loc["topk", "f1"] + 0.2
     assert len(bench.plot().get_xticks()) == 2 and "abstopk" in bench._repr_html_()
-    for bad in ({"of": "size"},):
-        with pytest.raises(InputError, match="f1"):
-            bench.plot(**bad)
+    with pytest.raises(InputError, match="f1"):
+        bench.plot(of="size")
     with pytest.raises(InputError, match="at least one"):
         recovery_bench({})
