@@ -15,7 +15,7 @@ SHARED := $(if $(filter-out 1,$(JOBS)),-n $(JOBS) --dist loadfile)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lab bench claims pictures notebooks lint docs clean
+.PHONY: help env demo test lab bench claims papers pictures notebooks lint docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /|/' | column -t -s '|' 2>/dev/null || \
@@ -47,8 +47,11 @@ lab: env  ## JupyterLab in the environment
 bench: env  ## speed and memory against baselines; writes out/bench.json
 	$(TEST) $(PY) -m tests.bench --out out/bench.json
 
-claims: env  ## what each paper claims, checked on data with a known truth; writes out/claims.json
-	$(TEST) $(PY) -m tests.claims.run --out out/claims.json
+claims: env  ## what each paper claims, checked on data with a known truth; recorded in tests/claims/results
+	$(TEST) $(PY) -m tests.claims.run --record --out out/claims.json
+
+papers: env  ## the table of docs/papers.md, from docs/papers.toml
+	$(PY) docs/papers.py
 
 pictures: env  ## the pictures of the documentation, from a real model in a real browser; writes docs/assets
 	$(TEST) SPARSELENS_PICTURES=1 SPARSELENS_REQUIRE_BROWSER=1 $(PY) -m pytest -q tests/browser/test_pictures.py

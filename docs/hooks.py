@@ -1,11 +1,12 @@
 """Pages that derive from the code: the site table, the public names of a room, the notebooks.
 
-A page says `<!-- sites -->`, `<!-- names: sae -->`, `<!-- paper rows: sae -->` or `<!-- file: CHANGELOG.md -->`; the
-text is put there when the site is built, so it cannot fall behind.
+A page says `<!-- sites -->`, `<!-- names: sae -->`, `<!-- paper rows: sae -->`, `<!-- measured -->` or
+`<!-- file: CHANGELOG.md -->`; the text is put there when the site is built, so it cannot fall behind.
 """
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -13,6 +14,10 @@ from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "docs"))  # for the module beside this one
+
+import papers  # noqa: E402
+
 MARK = re.compile(r"^<!-- ([a-z ]+?)(?:: ?(\S+))? -->$", re.MULTILINE)
 
 
@@ -40,11 +45,8 @@ def names(room: str) -> str:
 
 
 def paper_rows(room: str) -> str:
-    """The rows of the papers table whose module is in a room, without the room's name in them."""
-    lines = (ROOT / "docs" / "papers.md").read_text("utf-8").splitlines()
-    table = [line for line in lines if line.startswith("|")]
-    chosen = [row for row in table[2:] if f"| `{room}/" in row]
-    return "\n".join(table[:2] + chosen) if chosen else "No paper of the table has its module here."
+    """The rows of the papers table whose module is in a room."""
+    return "\n".join(papers.table(f"{room}/")) or "No paper of the table has its module here."
 
 
 def notebook_list() -> str:
@@ -66,7 +68,7 @@ def file(path: str) -> str:
 
 
 SOURCES = {"sites": sites, "names": names, "paper rows": paper_rows, "file": file,
-           "notebook list": notebook_list}
+           "notebook list": notebook_list, "measured": papers.measured}
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:

@@ -66,7 +66,7 @@ def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
-def save(path: str, rows: Sequence[Row]) -> None:
+def save(path: str | Path, rows: Sequence[Row]) -> None:
     """Write the rows as JSON with the versions and the machine they were taken on."""
     import os
     import platform
@@ -79,5 +79,6 @@ def save(path: str, rows: Sequence[Row]) -> None:
     made = {"sparselens": sparselens.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
             "python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count(),
             "threads": torch.get_num_threads()}
+    text = json.dumps({"made_with": made, "rows": rows}, indent=2, ensure_ascii=False)
     with write_whole(path) as temporary:
-        temporary.write_text(json.dumps({"made_with": made, "rows": rows}, indent=2) + "\n", "utf-8")
+        temporary.write_text(text + "\n", "utf-8")

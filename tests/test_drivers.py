@@ -59,11 +59,15 @@ def test_bench_prints_one_table_and_goes_on_after_a_failure(folder, capsys):
     assert bench.main(["--only", "b"]) == 0
 
 
-def test_claims_print_the_row_and_a_claim_that_fails_is_a_finding(folder, capsys):
+def test_claims_print_the_row_and_a_claim_that_fails_is_a_finding(folder, capsys, monkeypatch):
     row = {"paper": "p", "claim": "c", "data": "d", "seeds": 3, "baseline": 0.5, "result": 0.4, "spread": 0.1,
            "holds": False}
     (folder / "claims" / "claim_p.py").write_text(f"def run():\n    return {row!r}\n")
-    assert claims.main([]) == 0
+    claims.main([])
+    assert not list(folder.rglob("*.json"))
+    monkeypatch.setattr(claims, "RESULTS", folder / "results")
+    assert claims.main(["--record"]) == 0
+    assert json.loads((folder / "results" / "claim_p.json").read_text())["rows"] == [row]
     assert "p      c      d     3      0.5       0.4     0.1     NO" in capsys.readouterr().out
 
 

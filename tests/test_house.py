@@ -1,17 +1,21 @@
 """The rules of the house: one-way imports, small modules, light import, no unsafe loading, documents that keep up."""
 
 import ast
+import importlib.util
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import sparselens
 from sparselens import errors
+from tests.claims.run import COLUMNS as ROW_KEYS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "sparselens"
@@ -238,8 +242,6 @@ def text_of(path: Path) -> str:
     text = path.read_text("utf-8")
     if path.suffix != ".ipynb":
         return text
-    import json
-
     return "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
 
 
@@ -298,6 +300,46 @@ def test_a_paper_that_is_not_planned_names_files_that_exist():
             assert [place for place in places if not place.exists()] == []
             number = re.search(r"abs/(\d{4}\.\d{5})", title)[1]
             assert number in places[0].read_text("utf-8"), f"{module} does not name its paper, arXiv {number}"
+
+
+def papers_module() -> ModuleType:
+    """`docs/papers.py`, which is no part of the package."""
+    spec = importlib.util.spec_from_file_location("papers", ROOT / "docs" / "papers.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_of_papers_is_made_from_their_facts():
+    text = (ROOT / "docs" / "papers.md").read_text("utf-8")
+    assert papers_module().page(text) == text, "edit docs/papers.toml, not the table, then run `make papers`"
+
+
+def test_what_claim_checks_gave_is_recorded_under_a_paper_and_a_check_that_exist():
+    records = sorted((ROOT / "tests" / "claims" / "results").glob("*.json"))
+    assert records
+    numbers = set(papers_module().papers())
+    for path in records:
+        assert (ROOT / "tests" / "claims" / f"{path.stem}.py").exists(), f"{path.name} has no check any more"
+        for found in json.loads(path.read_text("utf-8"))["rows"]:
+            assert set(found) == set(ROW_KEYS)
+            assert any(number in found["paper"] for number in numbers), f"{path.name}: no such paper: {found['paper']}"
+
+
+def test_the_papers_module_itself(tmp_path):
+    papers = papers_module()
+    facts = {"title": "T", "authors": "A", "year": 2024, "method": "m", "module": "sae/x.py", "claim": "claim_x.py"}
+    assert papers.row("2401.00001", facts) == (
+        "| [T](https://arxiv.org/abs/2401.00001), A, 2024 | m | `sae/x.py` | – | `claim_x.py` | planned |")
+    assert papers.row("2401.00001", facts | {"result": "0.5", "notebook": "01.ipynb"}).endswith(
+        "| `sae/x.py` | `01.ipynb` | `claim_x.py` | 0.5 |")
+    measured = dict.fromkeys(ROW_KEYS, "a|b") | {"result": 0.123456, "spread": None, "holds": False}
+    assert papers.measured_row(measured) == (
+        "| a\\|b | a\\|b | a\\|b | a\\|b | 0.1235 | – | **no** |")
+    for wrong in ('["1"]\ntitle = "T"\n', '["1"]\n' + "\n".join(f'{name} = "a|b"' for name in papers.NEEDED)):
+        (tmp_path / "p.toml").write_text(wrong)
+        with pytest.raises(ValueError, match="p.toml, 1: "):
+            papers.papers(tmp_path / "p.toml")
 
 
 def error_classes() -> list[type]:
