@@ -41,10 +41,12 @@ _EVENTS = (
 )
 
 
-def planted_chains(n: int = 200, *, share_wrong: float = 0.5, kind: str | None = None, seed: int = 0) -> Traces:
+def planted_chains(n: int = 200, *, share_wrong: float = 0.5, kind: str | None = None, moves: tuple[int, int] = (3, 5),
+                   seed: int = 0) -> Traces:
     """Make word problems, each with a chain of thought: correct, or wrong from one known step on.
 
-    Half are arithmetic (four to six steps with calculator notes), half logic (rules in a chain, three to five steps).
+    Half are arithmetic (what is had, then a step with a calculator note for each thing that happens), half logic (rules
+    in a chain, a step for each that applies).
     After a planted error the chain goes on consistently from the wrong value, and what follows has no label.
     Right and wrong chains are about different problems, drawn alike.
 
@@ -52,28 +54,31 @@ def planted_chains(n: int = 200, *, share_wrong: float = 0.5, kind: str | None =
         n: number of chains.
         share_wrong: share of them with an error.
         kind: only errors, and problems, of this kind: a key of `KINDS`; None takes all in turn.
+        moves: fewest and most things that happen, or rules that apply, in a problem: from 1 to 5.
         seed: seed of its own generator.
 
     Returns:
         `Traces` with step labels (1, 0 at the error, None after it), verdicts, `kind` and model "planted".
 
     Raises:
-        InputError: an unknown kind, a number below 1, or a share outside 0 to 1.
+        InputError: an unknown kind, a number below 1, a share outside 0 to 1, or moves outside 1 to 5.
     """
     if kind is not None and kind not in KINDS:
         raise InputError(f"kind={kind!r} is unknown; valid are {', '.join(KINDS)}.{closest(kind, KINDS)}")
     if n < 1 or not 0 <= share_wrong <= 1:
         raise InputError(f"n={n} and share_wrong={share_wrong}: n must be at least 1, the share between 0 and 1.")
+    if not 1 <= moves[0] <= moves[1] <= len(_EVENTS):
+        raise InputError(f"moves={moves}: fewest and most must lie between 1 and {len(_EVENTS)}, in this order.")
     draw = random.Random(seed)
     kinds = [kind] if kind else [k for pair in zip(_ARITHMETIC, _LOGIC + _LOGIC[:1], strict=True) for k in pair]
     wrong = [i * share_wrong // 1 != (i + 1) * share_wrong // 1 for i in range(n)]
     draw.shuffle(wrong)
-    return Traces([_trace(i, kinds[i % len(kinds)], wrong[i], draw) for i in range(n)])
+    return Traces([_trace(i, kinds[i % len(kinds)], wrong[i], moves, draw) for i in range(n)])
 
 
-def _trace(number: int, kind: str, wrong: bool, draw: random.Random) -> Trace:
+def _trace(number: int, kind: str, wrong: bool, moves: tuple[int, int], draw: random.Random) -> Trace:
     make: Callable = _arithmetic if kind in _ARITHMETIC else _logic
-    question, steps, error = make(kind if wrong else "", draw)
+    question, steps, error = make(kind if wrong else "", moves, draw)
     text, spans = joined(steps)
     labels: list[Label] = [1.0] * len(steps)
     if wrong:
@@ -85,11 +90,11 @@ def _apply(operation: str, a: int, b: int) -> int:
     return {"+": a + b, "-": a - b, "*": a * b}[operation]
 
 
-def _arithmetic(kind: str, draw: random.Random) -> tuple[str, list[str], int]:
+def _arithmetic(kind: str, moves: tuple[int, int], draw: random.Random) -> tuple[str, list[str], int]:
     """Question, steps, and the number of the wrong step. Values stay between 1 and a few thousand."""
     name, things = draw.choice(_NAMES), draw.choice(_THINGS)
     value = start = draw.randint(12, 60)
-    events = draw.sample(_EVENTS, draw.randint(3, 5))
+    events = draw.sample(_EVENTS, draw.randint(*moves))
     error = draw.randrange(1, len(events) + 1)
     told, steps = [f"{name} has {start} {things}."], [f"{name} starts with {start} {things}."]
     for number, event in enumerate(events, start=1):
@@ -104,7 +109,7 @@ def _arithmetic(kind: str, draw: random.Random) -> tuple[str, list[str], int]:
             shift = draw.choice([-20, -10, -3, -2, -1, 1, 2, 3, 10, 20])
         result = _apply(operation, value, used)
         if result + shift < 1 or (kind and number == error and result + shift == _apply(event.operation, value, n)):
-            return _arithmetic(kind, draw)  # an error that changes nothing, or fewer things than none
+            return _arithmetic(kind, moves, draw)  # an error that changes nothing, or fewer things than none
         result += shift
         note = f"<<{value}{operation}{used}={result}>>"
         steps.append(f"Then {name} has {value} {operation} {used} = {note}{result} {things}.")
@@ -113,9 +118,9 @@ def _arithmetic(kind: str, draw: random.Random) -> tuple[str, list[str], int]:
     return f"{' '.join(told)} How many {things} does {name} have now?", steps, error
 
 
-def _logic(kind: str, draw: random.Random) -> tuple[str, list[str], int]:
+def _logic(kind: str, moves: tuple[int, int], draw: random.Random) -> tuple[str, list[str], int]:
     """A chain of rules "every A is a B", followed from the first to the last; beside it rules that do not help."""
-    n = draw.randint(3, 5)
+    n = draw.randint(*moves)
     nouns = draw.sample(_NOUNS, n + 4)
     chain, others = nouns[: n + 1], nouns[n + 1 :]
     name = draw.choice(_NAMES)

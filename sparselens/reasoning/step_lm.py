@@ -22,7 +22,8 @@ _TOLERANCE = 1e-3
 class LowRank(nn.Module):
     """Adds `scale * x A B` to the output of a linear layer (Hu et al., 2021, equation 3).
 
-    A `[in, rank]` starts random, B `[rank, out]` at zero, so that nothing changes before training.
+    A `[in, rank]` starts random, B `[rank, out]` at zero, so that nothing changes before training. It computes in the
+    precision of x, whatever that of A and B.
     """
 
     def __init__(self, n_in: int, n_out: int, rank: int, scale: float):
@@ -32,7 +33,7 @@ class LowRank(nn.Module):
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.scale * (x.to(self.A.dtype) @ self.A @ self.B)).to(x.dtype)
+        return self.scale * (x @ self.A.to(x.dtype) @ self.B.to(x.dtype))
 
 
 class StepLM(nn.Module):

@@ -1,0 +1,51 @@
+"""Let SmolLM2-135M-Instruct solve made-up word problems, each several times: writes `smollm2-135m-instruct.jsonl.gz`.
+
+    python data/chains/make.py [--device cuda]
+
+Three solved problems stand before each, so that chains come in the same form: a step a line, with calculator notes. The
+verdict is whether the last number of the chain is the answer. Other machines and versions sample other chains.
+"""
+
+import argparse
+import gzip
+import json
+from pathlib import Path
+
+import torch
+
+import sparselens as sl
+from sparselens.files import write_whole
+from sparselens.reasoning import final_number
+
+MODEL, PROBLEMS, SAMPLES, SEED = "smollm2-135m-instruct", 150, 4, 40
+MOVES, NEW_TOKENS, SHOTS = (1, 3), 120, 3
+
+
+def problems(n: int) -> list:
+    """Made-up arithmetic problems with their right chains."""
+    return [t for t in sl.planted_chains(2 * n, share_wrong=0.0, moves=MOVES, seed=SEED) if "<<" in t.text]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / f"{MODEL}.jsonl.gz")
+    parser.add_argument("--problems", type=int, default=PROBLEMS)
+    args = parser.parse_args()
+    m = sl.load_model(MODEL, device=args.device, dtype=torch.float32)
+    given = problems(SHOTS + args.problems)
+    shown = [{"role": role, "content": text} for t in given[:SHOTS]
+             for role, text in (("user", t.question), ("assistant", t.text))]
+    asked = [t for t in given[SHOTS:] for _ in range(SAMPLES)]
+    chats = [[*shown, {"role": "user", "content": t.question}] for t in asked]
+    written = m.generate(chats, NEW_TOKENS, do_sample=True, temperature=0.7, top_p=0.9, seed=SEED, batch_tokens=300_000)
+    rows = [{"problem": f"made {number // SAMPLES}", "question": t.question, "text": text.strip(), "model": MODEL,
+             "verdict": final_number(text) == final_number(t.text)}
+            for number, (t, text) in enumerate(zip(asked, written, strict=True)) if text.strip()]
+    with write_whole(args.out) as target, gzip.GzipFile(target, "wb", mtime=0) as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+    print(f"{len(rows)} chains, {sum(row['verdict'] for row in rows)} with the right answer")
+
+
+if __name__ == "__main__":
+    main()
