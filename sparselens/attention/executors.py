@@ -1,6 +1,7 @@
 """How a pattern is computed: under a mask, from gathered key blocks, or by flex attention. All give the same output."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -161,61 +162,84 @@ def flex(heads: Heads, pattern: Pattern, allowed: Allowed) -> _Out:
 
     The kernel works in tiles of 128 tokens: a finer pattern is computed exactly, but a tile of which anything is kept
     is computed whole. On a CPU flex attention is not compiled, and slow: it is there to be checked against.
+
+    Lengths are rounded up, so that texts of many lengths share few kernels; tiles beyond the end are in no list.
     """
+    return attend_blocks(heads, block_mask(pattern, allowed), allowed)
+
+
+def attend_blocks(heads: Heads, mask: Any, allowed: Allowed) -> _Out:
+    """Flex attention with a `BlockMask` made by `block_mask`, such as one that is used again."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    attend = _compiled() if heads.query.device.type == "cuda" else flex_attention
+    attend = _compiled if heads.query.device.type == "cuda" else flex_attention
     groups = heads.query.shape[1] // heads.key.shape[1]
-    mask = block_mask(pattern, allowed)
-    out = attend(heads.query, heads.key, heads.value, block_mask=mask, scale=heads.scale, enable_gqa=groups > 1)
+    query, key, value = (
+        F.pad(x, (0, 0, 0, _rounded(x.shape[2]) - x.shape[2])) for x in (heads.query, heads.key, heads.value)
+    )
+    out = attend(query, key, value, block_mask=mask, scale=heads.scale, enable_gqa=groups > 1)[:, :, : allowed.n_q]
     return out if allowed.mask is None else out.nan_to_num(0.0)
 
 
-def block_mask(pattern: Pattern, allowed: Allowed) -> object:
-    """A `BlockMask` of flex attention in tiles of 128 x 128: whole tiles by their lists, others with a rule for their
-    tokens.
+def _rounded(n: int) -> int:
+    """A number of tokens as the kernel gets it."""
+    step = _TILE if n < _FLEX_TOKENS else 8 * _TILE
+    return -(-n // step) * step
+
+
+def block_mask(pattern: Pattern, allowed: Allowed) -> Any:
+    """A `BlockMask` of flex attention in tiles of 128 x 128, for lengths rounded up: whole tiles by their lists, others
+    with a rule for their tokens.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
     share = pattern.tiles(allowed, _TILE)
     possible = allowed.tiles((_TILE, _TILE))
-    rows, keys = ((-(-n // _TILE)) for n in (allowed.n_q, allowed.n_k))
+    size = (_rounded(allowed.n_q), _rounded(allowed.n_k))
     whole = (share >= 1) & (possible == _TILE * _TILE)
     partly = (share > 0) & ~whole
     lists: list[Tensor] = []
     for tiles in (partly, whole):
-        tiles = tiles.expand(*pattern.keep.shape[:2], rows, keys)
+        rest = [s // _TILE - t for s, t in zip(size, tiles.shape[2:], strict=True)]
+        tiles = F.pad(tiles, (0, rest[1], 0, rest[0]))
         lists += [tiles.sum(-1, dtype=torch.int32), tiles.int().argsort(dim=-1, descending=True, stable=True).int()]
-    size = (allowed.n_q, allowed.n_k)
     counts, indices, full_counts, full_indices = lists
     return BlockMask.from_kv_blocks(counts, indices, full_counts, full_indices, BLOCK_SIZE=_TILE,
-                                    mask_mod=_rule(pattern, allowed), seq_lengths=size)
+                                    mask_mod=_rule(pattern, allowed, size), seq_lengths=size)
 
 
-def _rule(pattern: Pattern, allowed: Allowed) -> Callable[..., Tensor]:
-    """What is kept, token by token, for a batch row, head, query and key; the last tile reaches beyond the tokens."""
-    (bq, bk), keep, mask, n_k, n_q = pattern.block, pattern.keep, allowed.mask, allowed.n_k, allowed.n_q
-    chosen = lambda b, h, q, k: (  # noqa: E731
-        keep[b, h, q.clamp(max=n_q - 1) // bq, k.clamp(max=n_k - 1) // bk] & (k < n_k)
-    )
-    if mask is not None:
-        rows, heads = (int(size > 1) for size in mask.shape[:2])
-        return lambda b, h, q, k: (
-            chosen(b, h, q, k) & mask[b * rows, h * heads, q.clamp(max=n_q - 1), k.clamp(max=n_k - 1)]
-        )
-    offset = allowed.offset
-    return (lambda b, h, q, k: chosen(b, h, q, k) & (k <= q + offset)) if allowed.causal else chosen
+def _rule(pattern: Pattern, allowed: Allowed, size: tuple[int, int]) -> Callable[..., Tensor]:
+    """What is kept, token by token, for a batch row, head, query and key; nothing beyond the last key.
+
+    Lengths are held in tensors: numbers would be compiled in, for each length anew.
+    """
+    bq, bk = pattern.block
+    beyond = [-(-s // block) - n for s, block, n in zip(size, pattern.block, pattern.keep.shape[2:], strict=True)]
+    keep = F.pad(pattern.keep, (0, beyond[1], 0, beyond[0]))
+    n_k, offset = (torch.full((), n, device=keep.device) for n in (allowed.n_k, allowed.offset))  # no wait for the GPU
+    if allowed.mask is not None:
+        mask = F.pad(allowed.mask, (0, size[1] - allowed.n_k, 0, size[0] - allowed.n_q))
+        rows, heads = (int(n > 1) for n in mask.shape[:2])
+        return lambda b, h, q, k: keep[b, h, q // bq, k // bk] & mask[b * rows, h * heads, q, k]
+    if allowed.causal:
+        return lambda b, h, q, k: keep[b, h, q // bq, k // bk] & (k <= q + offset) & (k < n_k)
+    return lambda b, h, q, k: keep[b, h, q // bq, k // bk] & (k < n_k)
 
 
 _COMPILED: list = []
+_KERNELS = 256  # most shapes compiled; PyTorch gives up after 8, and then computes all scores
 
 
-def _compiled():
+def _compiled(*arguments: Tensor, **settings: Any) -> Tensor:
+    """Flex attention, compiled once for each shape; an error, not a slow way, where it cannot be compiled."""
+    import torch._dynamo as dynamo
+
     if not _COMPILED:
         from torch.nn.attention.flex_attention import flex_attention
 
-        _COMPILED.append(torch.compile(flex_attention, dynamic=False))
-    return _COMPILED[0]
+        _COMPILED.append(torch.compile(flex_attention, dynamic=False, fullgraph=True))
+    with dynamo.config.patch(recompile_limit=_KERNELS):
+        return _COMPILED[0](*arguments, **settings)
 
 
 def checked_executor(name: str) -> str:

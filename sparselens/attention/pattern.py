@@ -10,6 +10,8 @@ from torch import Tensor
 
 from sparselens.errors import InputError
 
+_AT_ONCE = 2**25  # blocks that are counted at once
+
 
 @dataclass(frozen=True, eq=False)
 class Allowed:
@@ -173,12 +175,33 @@ class Pattern:
 
     def tiles(self, allowed: Allowed, size: int) -> Float[Tensor, "b h nq nk"]:
         """Kept pairs as a share of the allowed ones in tiles of `size` x `size` tokens; 0 where none is allowed."""
+        if size % self.block[0] or size % self.block[1]:
+            kept = self._kept_tokens(allowed, size)
+        else:
+            kept = self._kept_blocks(allowed, size)
+        return kept / allowed.tiles((size, size)).clamp(min=1)
+
+    def _kept_tokens(self, allowed: Allowed, size: int) -> Float[Tensor, "b h nq nk"]:
+        """Kept pairs of each tile, by tokens."""
         blocks = []
         n_k = -(-allowed.n_k // size)
         for start in range(0, allowed.n_q, size):
             rows = self.rows(allowed, start, min(start + size, allowed.n_q)).sum(-2, dtype=torch.float32)
             blocks.append(F.pad(rows, (0, n_k * size - allowed.n_k)).unflatten(-1, (n_k, size)).sum(-1))
-        return torch.stack(blocks, -2) / allowed.tiles((size, size)).clamp(min=1)
+        return torch.stack(blocks, -2)
+
+    def _kept_blocks(self, allowed: Allowed, size: int) -> Float[Tensor, "b h nq nk"]:
+        """The same where blocks fit into tiles, without a mask of tokens."""
+        (bq, bk), counts = self.block, allowed.tiles(self.block)
+        rows, n_k = size // bq, -(-allowed.n_k // size)
+        step = rows * max(1, _AT_ONCE // (self.keep[:, :, 0].numel() * rows))
+        beside, parts = n_k * (size // bk) - counts.shape[3], []
+        for start in range(0, counts.shape[2], step):
+            at = slice(start, start + step)
+            kept = self.keep[:, :, at] * counts[:, :, at]
+            kept = F.pad(kept, (0, beside, 0, -kept.shape[2] % rows)).unflatten(-1, (n_k, size // bk)).sum(-1)
+            parts.append(kept.unflatten(-2, (-1, rows)).sum(-2))
+        return torch.cat(parts, -2).float()
 
 
 def full(allowed: Allowed, batch: int, n_heads: int, block: tuple[int, int] = (64, 64)) -> Pattern:

@@ -124,9 +124,12 @@ def tile_importance(
     for start in range(0, allowed.n_q, block):
         stop = min(start + block, allowed.n_q)
         scores = layer.query[:, :, start:stop].float() @ keys * (layer.scale * factor)
-        keep = allowed.rows(start, stop).expand(scores.shape).clone()
-        keep[..., :first_key] = False
-        weights = torch.softmax(scores.masked_fill(~keep, -torch.inf), -1).nan_to_num(0.0)
+        if allowed.causal or allowed.mask is not None or first_key:
+            keep = allowed.rows(start, stop).expand(scores.shape).clone()
+            keep[..., :first_key] = False
+            weights = torch.softmax(scores.masked_fill(~keep, -torch.inf), -1).nan_to_num(0.0)
+        else:
+            weights = torch.softmax(scores, -1)
         sums = torch.nn.functional.pad(weights.sum(-2), (0, n_tiles * block - allowed.n_k))
         rows.append(sums.unflatten(-1, (n_tiles, block)).sum(-1) / block**2)
     return torch.stack(rows, -2)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sparselens.attention.executors import choose, flex, gather, masked
+from sparselens.attention import executors
+from sparselens.attention.executors import block_mask, choose, flex, gather, masked
 from sparselens.attention.pattern import Allowed, Pattern, full, pooled, share_heads, top_blocks
 from sparselens.models.attention_function import Heads
 
@@ -70,6 +71,57 @@ def test_flex_agrees(block, kind):
     allowed, heads = allowed_of(n_q, n_q, kind), heads_for(n_q, n_q, kind != "both")
     pattern = random_pattern(allowed, block)
     torch.testing.assert_close(flex(heads, pattern, allowed), masked(heads, pattern, allowed), atol=1e-5, rtol=1e-5)
+
+
+def listed(counts: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Lists of tiles as a mask of tokens."""
+    n = indices.shape[-1]
+    there = torch.where(torch.arange(n) < counts[..., None], indices.long(), n)
+    tiles = torch.zeros(*indices.shape[:3], n + 1, dtype=torch.bool).scatter(-1, there, True)[..., :-1]
+    return tiles.repeat_interleave(128, -1).repeat_interleave(128, -2)
+
+
+@pytest.mark.parametrize("kind", ["causal", "both", "left"])
+@pytest.mark.parametrize("block", [(128, 128), (64, 64), (64, 1), (256, 256), (48, 48)])
+@pytest.mark.parametrize("size", [(150, 150), (130, 400), (384, 384)])
+def test_lists_of_tiles_and_their_rule_are_the_pattern(size, block, kind):
+    """A compiled kernel reads both; on a CPU the rule alone is used."""
+    allowed = allowed_of(*size, kind)
+    pattern = random_pattern(allowed, block)
+    lists = block_mask(pattern, allowed)
+    b, h, q, k = torch.meshgrid(*(torch.arange(n) for n in (2, 4, *lists.seq_lengths)), indexing="ij")
+    keep = listed(lists.kv_num_blocks, lists.kv_indices) & lists.mask_mod(b, h, q, k)
+    keep |= listed(lists.full_kv_num_blocks, lists.full_kv_indices)
+    assert torch.equal(keep[:, :, : size[0], : size[1]], pattern.rows(allowed))
+    assert not keep[:, :, : size[0], size[1] :].any(), "what fills up the last tile is not looked at"
+
+
+@pytest.mark.parametrize("block", [(16, 16), (16, 1), (8, 16)])
+def test_pairs_in_tiles_by_blocks_and_by_tokens(block, monkeypatch):
+    for kind in ("causal", "both", "left"):
+        allowed = allowed_of(70, 90, kind)
+        pattern = random_pattern(allowed, block)
+        for at_once in (1, 2**20):
+            monkeypatch.setattr("sparselens.attention.pattern._AT_ONCE", at_once)
+            share = pattern._kept_tokens(allowed, 32) / allowed.tiles((32, 32)).clamp(min=1)
+            torch.testing.assert_close(pattern.tiles(allowed, 32), share)
+
+
+def test_flex_compiles_once_for_lengths_that_are_rounded_alike(monkeypatch):
+    from torch._dynamo.testing import CompileCounter
+    from torch.nn.attention import flex_attention as module
+
+    counter, original = CompileCounter(), module.flex_attention
+    compiled = torch.compile(original, dynamic=False, fullgraph=True, backend=counter)
+    monkeypatch.setattr(executors, "_COMPILED", [compiled])
+    monkeypatch.setattr(module, "flex_attention", executors._compiled)
+    for n in (130, 150, 256):
+        allowed, heads = Allowed(n, n), heads_for(n, n)
+        pattern = random_pattern(allowed, (64, 64))
+        with torch.no_grad():
+            out = flex(heads, pattern, allowed)
+        torch.testing.assert_close(out, masked(heads, pattern, allowed), atol=1e-5, rtol=1e-5)
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("kind", ["causal", "both", "left"])
