@@ -1,6 +1,6 @@
 """What all sparse attentions share: what a method is asked, when it acts, and how it is put on a model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -181,11 +181,19 @@ class SparseAttention:
 
         return Recorder(self)
 
-    def masks(self, model: LiveModel, text: Any, *, tile: int | None = None, lost: bool = True) -> "Masks":
-        """Which keys each head keeps for one text, and what attention it loses. See `Masks`."""
+    def masks(
+        self,
+        model: LiveModel,
+        text: Any,
+        *,
+        tile: int | None = None,
+        lost: bool = True,
+        marks: Mapping[str, Any] | None = None,
+    ) -> "Masks":
+        """Which keys each head keeps for one text, and what attention it loses; of marked tokens too. See `Masks`."""
         from sparselens.attention.look import masks
 
-        return masks(self, model, text, tile=tile, lost=lost)
+        return masks(self, model, text, tile=tile, lost=lost, marks=marks)
 
 
 class Pair(SparseAttention):

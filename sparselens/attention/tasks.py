@@ -60,6 +60,19 @@ class LongText:
             prompt = prompt[:start] + prompt[stop:]
         return LongText(self.task, prompt, self.answer, ())
 
+    def needle_tokens(self, tokenizer: Any) -> list[tuple[int, int]]:
+        """`(start, stop)` positions of the needles' tokens in the prompt, tokenised with its special tokens.
+
+        Args:
+            tokenizer: a fast one, which knows where its tokens come from.
+        """
+        places = tokenizer(self.prompt, return_offsets_mapping=True)["offset_mapping"]
+        spans = []
+        for start, stop in self.needles:
+            at = [i for i, (a, b) in enumerate(places) if a < stop and b > start]
+            spans.append((at[0], at[-1] + 1))
+        return spans
+
 
 def _sentence(rng: random.Random) -> str:
     return f"{rng.choice(_NAMES)} said that {rng.choice(_SAID)}."

@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "diff_view": ["DiffView", "diff_view"],
         "export": ["export_html", "save_html"],
         "html": ["page", "snippets"],
-        "masks": ["MaskView", "mask_view"],
+        "masks": ["Mark", "MaskView", "mask_view"],
         "maps": ["ConceptMap", "map_view"],
         "scores": ["score_bars", "score_histogram"],
         "networks": ["CorrelationNetwork", "network_view"],

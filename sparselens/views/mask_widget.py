@@ -19,6 +19,7 @@ class MaskWidget(ViewWidget):
     Traits to read, set and observe:
         layer, head: the chosen head; `layer` counts the layers of the view from 0.
         query, key: the chosen tile, -1 for none.
+        mark: which of the marks the small map of layers and heads shows.
     """
 
     _esm = read_static("shared.js", "masks.js")
@@ -34,10 +35,14 @@ class MaskWidget(ViewWidget):
     kept = traitlets.Bytes(read_only=True).tag(sync=True)
     other = traitlets.Bytes(read_only=True).tag(sync=True)
     lost = traitlets.Bytes(read_only=True).tag(sync=True)
+    marks = traitlets.List(traitlets.Dict(), read_only=True).tag(sync=True)
+    mark_kept = traitlets.Bytes(read_only=True).tag(sync=True)
+    mark_lost = traitlets.Bytes(read_only=True).tag(sync=True)
     layer = traitlets.Int(0).tag(sync=True)
     head = traitlets.Int(0).tag(sync=True)
     query = traitlets.Int(-1).tag(sync=True)
     key = traitlets.Int(-1).tag(sync=True)
+    mark = traitlets.Int(0).tag(sync=True)
 
     def __init__(self, view: MaskView) -> None:
         _, n_heads, side, _ = view.kept.shape
@@ -51,6 +56,12 @@ class MaskWidget(ViewWidget):
             fixed["other"] = _bytes(view.other[:n])
         if view.lost is not None:
             fixed["lost"] = _bytes(view.lost[:n])
+        if view.marks:
+            marks, lost = view.marks, [mark.lost for mark in view.marks.values()]
+            fixed["marks"] = [{"name": name, "spans": [list(s) for s in mark.spans]} for name, mark in marks.items()]
+            fixed["mark_kept"] = _bytes(np.stack([mark.kept[:n] for mark in marks.values()]))
+            if all(x is not None for x in lost):
+                fixed["mark_lost"] = _bytes(np.stack([x[:n] for x in lost]))
         super().__init__(view, fixed, layer=min(view.shown, len(fixed["names"]) - 1))
 
     @property
@@ -69,6 +80,10 @@ class MaskWidget(ViewWidget):
     @traitlets.validate("query", "key")
     def _check_tile(self, proposal: Any) -> int:
         return self._between(proposal["value"], -1, self.side - 1, proposal["trait"].name)
+
+    @traitlets.validate("mark")
+    def _check_mark(self, proposal: Any) -> int:
+        return self._between(proposal["value"], 0, max(len(self.marks) - 1, 0), "mark")
 
     def __repr__(self) -> str:
         return repr(self.view).replace("MaskView(", "MaskWidget(", 1)

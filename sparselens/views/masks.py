@@ -1,7 +1,7 @@
 """`MaskView`: which keys each attention head keeps, in tiles of tokens."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,24 @@ if TYPE_CHECKING:
     import sparselens.views.mask_widget
 
 _COLUMNS = 9  # heads beside each other
+_GREEN = "#009E73"
+Spans = list[tuple[int, int]]
+
+
+@dataclass(frozen=True, eq=False)
+class Mark:
+    """Some tokens to follow through the masks, such as those of a needle.
+
+    Attributes:
+        spans: `(start, stop)` positions of tokens.
+        kept: `[layers, heads, nq]` share of the marked keys that the queries of a tile keep, of those they may look at;
+            0 where they may look at none.
+        lost: `[layers, heads, nq]` mean attention of these queries on marked keys that are left out, or None.
+    """
+
+    spans: Spans
+    kept: np.ndarray
+    lost: np.ndarray | None = None
 
 
 def mask_view(
@@ -30,6 +48,7 @@ def mask_view(
     layers: Sequence[int] | None = None,
     lost: Any = None,
     other: Any = None,
+    marks: Mapping[str, Any] | None = None,
     title: str | None = None,
 ) -> "MaskView":
     """Show which tiles of keys each head keeps.
@@ -42,10 +61,12 @@ def mask_view(
         layers: index of each layer; counted from 0 by default.
         lost: `[layers, heads, nq]` attention on keys that are left out, 0 to 1.
         other: a second method's `kept`; what only one of them keeps is then drawn.
+        marks: name -> tokens to follow, as `(start, stop)`, a list of such, or a `Mark`. Without a `Mark` how much of
+            them is kept is read off the tiles that hold them.
         title: a heading.
 
     Raises:
-        InputError: shapes that do not fit, or shares out of range.
+        InputError: shapes that do not fit, shares out of range, or marks outside the text.
         NotFiniteError: a number is NaN or infinite.
     """
     shares = as_array(kept)
@@ -64,7 +85,42 @@ def mask_view(
     if len(named) != len(shares) or may.shape != (n, n):
         raise InputError(f"{len(named)} layers and possible of shape {list(may.shape)} do not fit kept, "
                          f"{list(shares.shape)}.")
-    return MaskView(shares, [clean(t) for t in tokens], int(tile), may, named, gone, second, title)
+    followed = {
+        clean(name): _mark(name, value, shares, may, len(tokens), int(tile)) for name, value in (marks or {}).items()
+    }
+    return MaskView(shares, [clean(t) for t in tokens], int(tile), may, named, gone, second, followed, title)
+
+
+def spans_of(name: str, value: Any, n_tokens: int) -> Spans:
+    """Positions of tokens from `(start, stop)` or a list of such.
+
+    Raises:
+        InputError: no positions, or outside the text.
+    """
+    pairs = np.asarray(value)
+    if not pairs.size or pairs.dtype.kind not in "iu" or pairs.shape[-1] != 2 or pairs.ndim > 2:
+        raise InputError(f"mark {name!r} is {value!r}: give (start, stop), positions of tokens, or a list of such.")
+    spans = [(int(start), int(stop)) for start, stop in pairs.reshape(-1, 2)]
+    wrong = next((span for span in spans if not 0 <= span[0] < span[1] <= n_tokens), None)
+    if wrong is not None:
+        raise InputError(f"mark {name!r}: tokens {wrong[0]} to {wrong[1]} do not lie in a text of {n_tokens}.")
+    return spans
+
+
+def _mark(name: str, value: Any, kept: np.ndarray, possible: np.ndarray, n_tokens: int, tile: int) -> Mark:
+    """A mark with numbers that fit the masks; from the tiles alone where it comes without."""
+    if isinstance(value, Mark):
+        spans = spans_of(name, value.spans, n_tokens)
+        numbers = [None if x is None else as_array(x) for x in (value.kept, value.lost)]
+        wrong = next((x for x in numbers if x is not None and x.shape != kept.shape[:3]), None)
+        if numbers[0] is None or wrong is not None:
+            found = None if wrong is None else list(wrong.shape)
+            raise InputError(f"mark {name!r} has numbers of shape {found}, not {list(kept.shape[:3])}.")
+        return Mark(spans, numbers[0], numbers[1])
+    spans = spans_of(name, value, n_tokens)
+    tiles = sorted({k for start, stop in spans for k in range(start // tile, (stop - 1) // tile + 1)})
+    there = possible[:, tiles]
+    return Mark(spans, (kept[..., tiles] * there).sum(-1) / np.maximum(there.sum(-1), 1))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -79,6 +135,7 @@ class MaskView(View):
         layers: index of each layer.
         lost: float32 `[layers, heads, nq]`, or None.
         other: a second method's `kept`, or None.
+        marks: name -> tokens that are followed.
         title: a heading, or None.
         shown: position in `layers` of the layer that the static form shows.
     """
@@ -90,6 +147,7 @@ class MaskView(View):
     layers: list[int]
     lost: np.ndarray | None = None
     other: np.ndarray | None = None
+    marks: dict[str, Mark] = field(default_factory=dict)
     title: str | None = None
     shown: int = 0
 
@@ -108,7 +166,18 @@ class MaskView(View):
         return replace(self, shown=self.layers.index(index))
 
     def summary(self) -> str:
-        """Say in a sentence how much is kept, and which head loses most."""
+        """Say how much is kept, which head loses most, and what the last queries keep of what is marked."""
+        return " ".join([self._masks(), *(self._followed(name, mark) for name, mark in self.marks.items())])
+
+    def _followed(self, name: str, mark: Mark) -> str:
+        kept = mark.kept[..., -1]
+        none = f"nothing in {(kept == 0).sum()} of {kept.size} heads"
+        said = f"Of “{name}” the last queries keep {kept.mean():.1%}, {none}"
+        if mark.lost is None:
+            return f"{said}."
+        return f"{said}, and {mark.lost[..., -1].mean():.1%} of their attention is lost there."
+
+    def _masks(self) -> str:
         touched = (self.kept > 0)[..., self.possible]
         said = f"{touched.mean():.1%} of the tiles are kept at least in part"
         if self.other is not None:
@@ -138,6 +207,34 @@ class MaskView(View):
         plt.close(figure)  # the caller shows it; an open figure would be shown twice in a notebook
         return figure
 
+    def in_sight(self, name: str | None = None, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+        """Draw how much of what is marked the last queries keep: layers down, heads across. Returns the axes.
+
+        Args:
+            name: which mark; the first by default.
+            ax: axes to draw into.
+
+        Raises:
+            InputError: there is no such mark.
+        """
+        import matplotlib.pyplot as plt
+
+        chosen = next(iter(self.marks), None) if name is None else name
+        if chosen not in self.marks:
+            known = ", ".join(map(repr, self.marks)) or "none: give marks={name: (start, stop)}"
+            raise InputError(f"no mark {chosen!r} here; there are {known}.")
+        if ax is None:
+            size = (1.7 + 0.25 * self.kept.shape[1], 1 + 0.12 * len(self.layers))
+            ax = plt.subplots(figsize=size, layout="constrained")[1]
+        kept = self.marks[chosen].kept[..., -1]
+        image = ax.imshow(kept, vmin=0, vmax=1, cmap="Blues", aspect="auto", interpolation="nearest")
+        step = -(-len(self.layers) // 10)
+        ax.set_yticks(range(0, len(self.layers), step), [str(i) for i in self.layers[::step]])
+        ax.set(xlabel="head", ylabel="layer")
+        ax.set_title(plain(f"{chosen}: {(kept > 0).mean():.0%} of the heads see it"), loc="left", fontsize=10)
+        ax.figure.colorbar(image, ax=ax, label="share kept by the last queries")
+        return ax
+
     def _draw(self, title: str) -> "matplotlib.figure.Figure":
         import matplotlib.pyplot as plt
 
@@ -153,6 +250,8 @@ class MaskView(View):
                 continue
             self._panel(axes, head)
         named = f"layer {self.layers[self.shown]}"
+        if self.marks:
+            named += f", {' and '.join(self.marks)} in green frames"
         figure.suptitle(plain(f"{title}, {named}" if title else named), fontsize=10)
         figure.supxlabel("keys", fontsize=8)
         figure.supylabel("queries", fontsize=8)
@@ -168,11 +267,16 @@ class MaskView(View):
         else:
             colours = LinearSegmentedColormap.from_list("differ", ["#0072B2", "#f2f2f2", "#D55E00"])
             axes.imshow(mine - self.other[self.shown, head], cmap=colours, vmin=-1, vmax=1, interpolation="nearest")
+        for start, stop in (span for mark in self.marks.values() for span in mark.spans):
+            edges = start / self.tile - 0.5, stop / self.tile - 0.5
+            axes.axvspan(*edges, facecolor="none", edgecolor=_GREEN, linewidth=1)
         said = f"{head}" if self.lost is None else f"{head}: −{self.lost[self.shown, head].mean():.0%}"
         axes.set_title(said, fontsize=8, pad=2)
 
     def to_frame(self) -> "pandas.DataFrame":
-        """Return a row a head: layer, head, kept (mean share of the possible tiles), lost, other."""
+        """Return a row a head: layer, head, kept (mean share of the possible tiles), lost, other; and for each mark
+        what the last queries keep of it, and the attention they lose there.
+        """
         import pandas as pd
 
         n_layers, n_heads = self.kept.shape[:2]
@@ -184,6 +288,10 @@ class MaskView(View):
             frame["lost"] = self.lost.mean(-1).ravel()
         if self.other is not None:
             frame["other"] = self.other[..., self.possible].mean(-1).ravel()
+        for name, mark in self.marks.items():
+            frame[f"{name} kept"] = mark.kept[..., -1].ravel()
+            if mark.lost is not None:
+                frame[f"{name} lost"] = mark.lost[..., -1].ravel()
         return frame
 
     def _widget(self) -> "sparselens.views.mask_widget.MaskWidget":

@@ -122,6 +122,40 @@ def test_masks_are_shares_of_the_pattern(m):
         exact.kept_of(5, 9, 4)
 
 
+@pytest.mark.parametrize("tile", [1, 4])
+def test_what_is_kept_and_lost_of_a_needle(m, tile):
+    text, method = "the quick brown fox jumps over the lazy dog", sl.SinkWindow(0.4)
+    recorder = method.recorded()
+    with m.attach(recorder):
+        m.run(text)
+    seen = method.masks(m, text, tile=tile, marks={"fox": [(3, 5), (7, 8)], "dog": (8, 9)})
+    name = "blocks.0.attn.hook_attn_scores"
+    weights = torch.softmax(m.capture(text, name)[name], -1)[0]
+    layer = recorder.layers[0]
+    keep, may = recorder.segments[0][0].pattern.rows(layer.allowed)[0], layer.allowed.rows()[0]
+    n = keep.shape[-1]
+    for mark, at in (("fox", [3, 4, 7]), ("dog", [8])):
+        for i, start in enumerate(range(0, n, tile)):
+            rows = slice(start, min(start + tile, n))
+            there = max(int(may[:, rows][..., at].sum()), 1)
+            share = keep[:, rows][..., at].sum((1, 2)) / there
+            np.testing.assert_allclose(seen.marks[mark].kept[0, :, i], share, atol=1e-6)
+            gone = (weights * ~keep)[:, rows][..., at].sum(-1).mean(-1)
+            np.testing.assert_allclose(seen.marks[mark].lost[0, :, i], gone, atol=1e-6)
+    view = seen.view()
+    assert list(view.marks) == ["fox", "dog"] and "“fox”" in view.summary() and "fox lost" in seen.to_frame()
+    with pytest.raises(InputError, match="do not lie in a text"):
+        method.masks(m, text, marks={"fox": (3, 99)})
+
+
+def test_the_tokens_of_needles(m):
+    text = long_context(m.tokenizer, "vt", tokens=450, n=1)[0]
+    tokens, spans = m.tokenizer(text.prompt)["input_ids"], text.needle_tokens(m.tokenizer)
+    assert len(spans) == len(text.needles)
+    for (start, stop), (first, last) in zip(spans, text.needles, strict=True):
+        assert text.prompt[first:last].strip() in m.tokenizer.decode(tokens[start:stop])
+
+
 def test_masks_of_what_was_decoded_from_a_prompt(m):
     seen = sl.SnapKV(0.3, prompt=10).masks(m, "the quick brown fox jumps over the lazy dog", tile=1)
     may = np.tri(len(seen.tokens))

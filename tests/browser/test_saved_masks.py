@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sparselens.views import Mark
 from tests.views.test_masks import sample
 
 READY = "html[data-ready='1']"
@@ -59,3 +60,28 @@ def test_the_large_mask_is_true_to_the_data(show, other):
             continue
         assert abs(alpha - (60 + 195 * abs(value))) < 3
         assert (red > blue) == (other and value >= 0)
+
+
+def test_marks_are_framed_told_and_mapped(show):
+    kept, lost = np.random.default_rng(1).integers(1, 256, (2, 2, 3, 5)) / 255  # as they are sent
+    kept[1, 2] = 0
+    mark = Mark([(4, 8)], kept, lost)
+    watched = show(sample(marks={"needle": mark, "other": Mark([(0, 1)], kept[::-1], lost)}))
+    page = watched.page
+    assert f"tokens 16 to 17 keep {100 * kept[0, 0, 4]:.0f} % of “needle”" in _told(page)
+    assert f"and lose {100 * lost[0, 0, 4]:.1f} % of their attention there" in _told(page)
+    pixel = "([x, y, of]) => [...document.querySelector(of).getContext('2d').getImageData(x, y, 1, 1).data]"
+    green = page.evaluate(pixel, [84, 210, ".sl-mask canvas"])
+    assert green[1] > green[0] and green[1] > green[2], "the frame of tokens 4 to 7 begins at the second tile"
+    wide, seen = page.evaluate(
+        "() => { const map = document.querySelector('.sl-map');"
+        "return [map.width, [...map.getContext('2d').getImageData(0, 0, map.width, map.height).data]]; }"
+    )
+    seen = np.reshape(seen, (-1, wide, 4))[5::12, 5::12, 3]
+    share = kept[..., 4]
+    np.testing.assert_allclose(seen, 255 * np.where(share > 0, 0.25 + 0.75 * share, 0.15), atol=3)
+    page.locator(".sl-map").click(position={"x": 12 * 2 + 5, "y": 12 + 5})
+    assert _told(page).startswith("layer 7, head 2") and "keep 0 % of “needle”" in _told(page)
+    page.get_by_role("combobox", name="mark").select_option(label="other")
+    assert "“other”" in page.locator(".sl-map").get_attribute("aria-label")
+    watched.assert_quiet()

@@ -6,7 +6,7 @@ import torch
 import traitlets
 
 from sparselens.errors import InputError, NotFiniteError
-from sparselens.views import mask_view
+from sparselens.views import Mark, mask_view
 from tests.views.allowed import check
 from tests.views.samples import HOSTILE
 
@@ -50,6 +50,56 @@ def test_shapes_that_do_not_fit_are_refused(kept, words, said):
         mask_view(kept, ["a", "b", "c"], 2, **words)
 
 
+def marked(**words):
+    """The sample with a needle in two spans, and its numbers: head 0 of layer 7 keeps nothing of it at the end."""
+    random = np.random.default_rng(1)
+    kept, lost = random.random((2, 3, 5)), random.random((2, 3, 5)) * 0.2
+    kept[1, 0, 4] = 0
+    return sample(marks={HOSTILE[0]: Mark([(2, 5), (9, 10)], kept, lost), "end": (16, 18)}, **words)
+
+
+def test_marks_are_told_drawn_and_in_the_frame():
+    view = marked()
+    mark = view.marks[HOSTILE[0]]
+    assert f"keep {mark.kept[..., -1].mean():.1%}, nothing in 1 of 6 heads, and {mark.lost[..., -1].mean():.1%}" in (
+        view.summary()
+    )
+    frame = view.to_frame()
+    np.testing.assert_allclose(frame[f"{HOSTILE[0]} kept"], mark.kept[..., -1].ravel())
+    np.testing.assert_allclose(frame[f"{HOSTILE[0]} lost"], mark.lost[..., -1].ravel())
+    np.testing.assert_allclose(frame["end kept"], view.kept[:, :, 4, 4].ravel(), rtol=1e-6)
+    assert "end lost" not in frame
+    frames = [p.get_extents() for p in view.figure().axes[0].patches]
+    assert len(frames) == 3
+    axes = view.in_sight("end")
+    np.testing.assert_allclose(axes.images[0].get_array(), view.kept[:, :, 4, 4])
+    assert "heads see it" in axes.get_title(loc="left") and [t.get_text() for t in axes.get_yticklabels()] == ["3", "7"]
+    with pytest.raises(InputError, match="no mark 'needle' here"):
+        view.in_sight("needle")
+    with pytest.raises(InputError, match="there are none"):
+        sample().in_sight()
+    assert HOSTILE[0] in check(view.to_html(200_000)).text
+
+
+def test_what_is_marked_is_read_off_its_tiles():
+    kept = np.zeros((1, 1, 3, 3))
+    kept[0, 0, 2] = [1, 0.5, 0.25]
+    possible = np.tri(3)
+    view = mask_view(kept, list("abcdef"), 2, possible=possible, marks={"x": (1, 4), "y": [(0, 1), (5, 6)]})
+    np.testing.assert_allclose(view.marks["x"].kept[0, 0], [0, 0, 0.75])
+    np.testing.assert_allclose(view.marks["y"].kept[0, 0], [0, 0, 0.625])
+
+
+@pytest.mark.parametrize(
+    ("mark", "said"),
+    [((1, 9), "do not lie in a text of 3"), ((2, 2), "do not lie"), ((-1, 2), "do not lie"), ([], "give"),
+     ("needle", "give"), ((0.5, 1), "give"), ([(0, 1, 2)], "give"), (Mark([(0, 1)], np.ones((1, 2))), "shape")],
+)
+def test_marks_outside_the_text_are_refused(mark, said):
+    with pytest.raises(InputError, match=said):
+        mask_view(np.ones((1, 1, 2, 2)), ["a", "b", "c"], 2, marks={"m": mark})
+
+
 def test_no_colour_for_nan():
     with pytest.raises(NotFiniteError):
         mask_view(np.full((1, 1, 1, 1), np.nan), ["a"], 2)
@@ -85,6 +135,17 @@ def test_the_masks_survive_packing():
         np.testing.assert_allclose(sent, given, atol=0.003)
         assert ((sent > 0) == (given > 0)).all()
     assert widget.selected == (7, 0) and widget.names == [3, 7]
+
+
+def test_marks_survive_packing():
+    view = marked()
+    widget = view.explore()
+    assert [m["name"] for m in widget.marks] == [*view.marks] and widget.marks[0]["spans"] == [[2, 5], [9, 10]]
+    sent = np.frombuffer(widget.mark_kept, np.uint8).reshape(2, 2, 3, 5) / 255
+    np.testing.assert_allclose(sent, np.stack([m.kept for m in view.marks.values()]), atol=0.003)
+    assert not widget.mark_lost, "not all marks have it"
+    with pytest.raises(traitlets.TraitError):
+        widget.mark = 2
 
 
 def test_a_large_view_is_sent_in_part():

@@ -4,12 +4,17 @@ const THUMB = 64; // pixels along the side of a head's small mask
 const LARGE = 420;
 const STRIP = 14; // width of the strip of lost attention
 const PART = 40; // letters of a tile's text that are told
+const CELL = 12; // side of a head in the map of layers and heads
+const MARK = "0,158,115"; // green frames
 
 function readMasks(model) {
   const [heads, side] = [model.get("n_heads"), model.get("side")];
   const cells = side * side;
   const at = (view, layer, head, q, k) => view.getUint8(((layer * heads + head) * side + q) * side + k) / 255;
   const [kept, other, lost] = ["kept", "other", "lost"].map((name) => model.get(name));
+  const [markKept, markLost] = ["mark_kept", "mark_lost"].map((name) => model.get(name));
+  const layers = model.get("names").length;
+  const marked = (view, mark, layer, head, q) => view.getUint8(((mark * layers + layer) * heads + head) * side + q) / 255;
   return {
     heads,
     side,
@@ -23,6 +28,10 @@ function readMasks(model) {
     kept: (layer, head, q, k) => at(kept, layer, head, q, k),
     other: (layer, head, q, k) => at(other, layer, head, q, k),
     lost: (layer, head, q) => lost.getUint8((layer * heads + head) * side + q) / 255,
+    marks: model.get("marks") ?? [],
+    marksLose: Boolean(markLost?.byteLength),
+    markKept: (mark, layer, head, q) => marked(markKept, mark, layer, head, q),
+    markLost: (mark, layer, head, q) => marked(markLost, mark, layer, head, q),
   };
 }
 
@@ -46,6 +55,52 @@ function drawMask(canvas, data, layer, head) {
     for (let k = 0; k < data.side; k++) image.data.set(shade(data, layer, head, q, k), 4 * (q * data.side + k));
   }
   pen.putImageData(image, 0, 0);
+}
+
+// Frames around the columns of marked tokens, on a canvas of so many pixels a side.
+function frameMarks(pen, data, pixels, line) {
+  const size = pixels / data.side / data.tile;
+  pen.strokeStyle = `rgb(${MARK})`;
+  pen.lineWidth = line;
+  for (const [start, stop] of data.marks.flatMap((mark) => mark.spans)) {
+    pen.strokeRect(start * size, line / 2, Math.max((stop - start) * size, 1), pixels - line);
+  }
+}
+
+// A mask and its marks, twice as fine as it is shown.
+function drawThumb(canvas, data, layer, head) {
+  const small = make("canvas");
+  drawMask(small, data, layer, head);
+  canvas.width = canvas.height = 2 * THUMB;
+  const pen = canvas.getContext("2d");
+  pen.imageSmoothingEnabled = false;
+  pen.drawImage(small, 0, 0, 2 * THUMB, 2 * THUMB);
+  frameMarks(pen, data, 2 * THUMB, 2);
+}
+
+// Every layer (down) and head (across): how much of a mark the queries of a tile keep.
+function drawMap(canvas, data, mark, query, chosen) {
+  canvas.width = data.heads * CELL;
+  canvas.height = data.names.length * CELL;
+  const pen = canvas.getContext("2d");
+  for (let layer = 0; layer < data.names.length; layer++) {
+    for (let head = 0; head < data.heads; head++) {
+      const share = data.markKept(mark, layer, head, query);
+      pen.fillStyle = share > 0 ? `rgba(${BLUE},${0.25 + 0.75 * share})` : "rgba(128,128,128,0.15)";
+      pen.fillRect(head * CELL, layer * CELL, CELL - 1, CELL - 1);
+    }
+  }
+  pen.strokeStyle = getComputedStyle(canvas).color;
+  pen.strokeRect(chosen[1] * CELL + 0.5, chosen[0] * CELL + 0.5, CELL - 2, CELL - 2);
+}
+
+function tellMarks(data, layer, head, query) {
+  const row = query >= 0 ? query : data.side - 1;
+  const said = data.marks.map(({ name }, mark) => {
+    const lost = data.marksLose ? ` and lose ${percent(data.markLost(mark, layer, head, row))} of their attention there` : "";
+    return ` · ${span(data, row)} keep ${percent(data.markKept(mark, layer, head, row), 0)} of “${name}”${lost}`;
+  });
+  return said.join("");
 }
 
 // The first and last words of a tile.
@@ -93,7 +148,9 @@ function render({ model, el }) {
 
   const bar = make("div", "sl-bar");
   const layers = chooser("layer", data.names.map((name, i) => [i, name]), (value) => change({ layer: Number(value) }));
-  const meaning = data.compared ? "orange: only the first · blue: only the second" : "blue: kept";
+  const named = data.marks.map(({ name }) => `“${name}”`).join(", ");
+  const framed = named ? ` · green frames: ${named}` : "";
+  const meaning = (data.compared ? "orange: only the first · blue: only the second" : "blue: kept") + framed;
   bar.append(layers.node, make("span", "sl-muted", `${data.tokens.length} tokens in tiles of ${data.tile}; ${meaning}`));
 
   const grid = make("div", "sl-heads");
@@ -114,6 +171,16 @@ function render({ model, el }) {
   large.setAttribute("role", "application");
   large.setAttribute("aria-label", "mask of one head: arrow keys move from tile to tile");
   stage.append(large);
+  const map = make("canvas", "sl-map");
+  const marks = chooser("mark", data.marks.map(({ name }, i) => [i, name]), (value) => change({ mark: Number(value) }));
+  if (data.marks.length) {
+    const side = make("div", "sl-sight");
+    const about = make("div", "sl-muted", "which head of which layer keeps it: heads across, layers down");
+    map.setAttribute("role", "img");
+    if (data.marks.length > 1) side.append(marks.node);
+    side.append(about, map);
+    stage.append(side);
+  }
   const status = make("div");
   status.setAttribute("role", "status");
   const under = make("div", "sl-muted");
@@ -136,6 +203,12 @@ function render({ model, el }) {
     const tile = tileAt(event);
     large.focus();
     if (tile) change({ query: tile.q, key: tile.k });
+  });
+  map.addEventListener("click", (event) => {
+    const box = map.getBoundingClientRect();
+    const at = (from, length, count) => clamp(Math.floor((from / length) * count), count - 1);
+    const layer = at(event.clientY - box.top, box.height, data.names.length);
+    change({ layer, head: at(event.clientX - box.left, box.width, data.heads) });
   });
   large.addEventListener("pointermove", (event) => {
     const tile = tileAt(event);
@@ -169,6 +242,8 @@ function render({ model, el }) {
       pen.fillStyle = `rgba(${ORANGE},${data.lost(layer, head, q)})`;
       pen.fillRect(LARGE + 4, q * size, STRIP, size);
     }
+    frameMarks(pen, data, LARGE, 2);
+    pen.lineWidth = 1;
     pen.strokeStyle = getComputedStyle(large).color;
     if (query >= 0 && key >= 0) pen.strokeRect(key * size, query * size, size, size);
   }
@@ -176,19 +251,28 @@ function render({ model, el }) {
   function reselect() {
     const [layer, head, query, key] = chosen();
     const tile = query >= 0 && key >= 0 ? ` · ${tellTile(data, layer, head, query, key)}` : "";
-    status.textContent = tellHead(data, layer, head) + tile;
+    status.textContent = tellHead(data, layer, head) + tile + tellMarks(data, layer, head, query);
     thumbs.forEach(({ node }, i) => node.setAttribute("aria-pressed", String(i === head)));
     drawLarge();
+    if (data.marks.length) drawSight(layer, head, query);
+  }
+
+  function drawSight(layer, head, query) {
+    const mark = model.get("mark");
+    marks.select.value = String(mark);
+    drawMap(map, data, mark, query >= 0 ? query : data.side - 1, [layer, head]);
+    map.setAttribute("aria-label", `how much of “${data.marks[mark].name}” each head keeps; the status line tells it in words`);
   }
 
   function redraw() {
     const [layer] = chosen();
     layers.select.value = String(layer);
-    thumbs.forEach(({ canvas }, head) => drawMask(canvas, data, layer, head));
+    thumbs.forEach(({ canvas }, head) => drawThumb(canvas, data, layer, head));
     reselect();
   }
 
-  const clean = mount({ model, el, root, updates: { layer: redraw, head: reselect, query: reselect, key: reselect } });
+  const updates = { layer: redraw, head: reselect, query: reselect, key: reselect, mark: reselect };
+  const clean = mount({ model, el, root, updates });
   redraw();
   return clean;
 }
