@@ -46,7 +46,7 @@ def combine(
     pool: str = "max",
     log_size_bias: bool = False,
     rotary: bool = False,
-    summary: Float[Tensor, "b h n d"] | None = None,
+    summary: Float[Tensor, "b h speakers d"] | None = None,
 ) -> tuple[Float[Tensor, "b h n e"], Weights]:
     """Attend by a division (equations 4 to 8).
 
@@ -59,7 +59,7 @@ def combine(
         pool: how queries and keys of a region become `Q_r` and `K_r`: "max" (the paper) or "mean".
         log_size_bias: add the logarithm of a region's size to its score, as fits the sum of its exponentials.
         rotary: turn queries and keys by their positions, after pooling; a region has its centre's position.
-        summary: keys of tokens that speak for a region of theirs; `key` itself by default.
+        summary: keys of the tokens that speak for regions of theirs, one for each; their own keys by default.
 
     Returns:
         The output, and where it comes from.
@@ -105,7 +105,7 @@ def _summaries(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and position of each region."""
     if group.own is not None:
-        return query[:, :, group.own], (key if summary is None else summary)[:, :, group.own], group.own
+        return query[:, :, group.own], key[:, :, group.own] if summary is None else summary, group.own
     here = group.members >= 0
     size = here.sum(1).clamp(min=1)
     centre = (group.members.clamp(min=0) * here).sum(1).double() / size
@@ -194,7 +194,7 @@ class Combiner(nn.Module):
         plan: "fixed", "logsparse", "axial_rowmajor", "axial_vertical", "axial_horizontal", or "mixture": the last two
             in one softmax, as in the official code, or with `average=True` the paper's average of two softmaxes.
         span: tokens of a span, or of a row of the axial plans; about the square root of the length is cheapest.
-        causal: False for "fixed" and "axial_rowmajor" only.
+        causal: whether a token sees only itself and those before it; always for "logsparse".
         pool: "max" or "mean" over the queries and keys of a region.
         summary: what stands for a token's row in "axial_rowmajor": "proj" (a projection of the row's attention at that
             token), "wsum" (the keys weighted by it) or "none" (the token's own key).
@@ -228,6 +228,60 @@ class Combiner(nn.Module):
         out = torch.stack(outs).mean(0)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
+    def cache(self, length: int) -> "CombinerCache":
+        """An empty cache to decode with.
+
+        Args:
+            length: most tokens that it will hold. Planning looks at all pairs of them, once.
+
+        Raises:
+            InputError: the layer is not causal: earlier tokens would have seen the new ones.
+        """
+        if not self.causal:
+            raise InputError("an attention that sees both sides cannot go on from a cache; run all tokens at once.")
+        divisions = [divide(plan, length, self.span, True) for plan in self._plans]
+        return CombinerCache(length, divisions if self.regions else [without_summaries(d) for d in divisions])
+
+    @torch.no_grad()
+    def extend(self, x: Float[Tensor, "b pos d"], cache: "CombinerCache") -> Float[Tensor, "b pos d"]:
+        """Attend for new tokens that follow those of the cache, which grows by them: the output that all tokens at once
+        would have there. A token costs as much as it sees keys and regions; a region is summed up once.
+
+        Raises:
+            InputError: more tokens than the cache has room for.
+        """
+        parts = (x, *(self._split(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj)))
+        outs = [self._attend_one(i, cache) for i in cache.grow(parts)]
+        return self.o_proj(torch.cat(outs, 2).transpose(1, 2).flatten(2))
+
+    def _attend_one(self, i: int, cache: "CombinerCache") -> Tensor:
+        """Output `[b, h, 1, d_head]` of one token of the cache."""
+        x, query, key, value, turned = cache.parts
+        at, outs = torch.tensor([i], device=x.device), []
+        ask = rotate(query[:, :, i : i + 1], at) * query.shape[-1] ** -0.5
+        for division, kept in zip(cache.divisions, cache.regions, strict=True):
+            direct = _there(division.direct[i]).to(x.device)
+            scores, values = [ask @ turned[:, :, direct].transpose(2, 3)], [value[:, :, direct]]
+            for group, known in zip(division.groups, kept, strict=True):
+                seen = _there(group.slots[i])
+                new = torch.tensor([r for r in seen.tolist() if r not in known], dtype=torch.long)
+                if len(new):
+                    own = None if group.own is None else group.own[new].to(x.device)
+                    part = Group(group.members[new].to(x.device), group.slots, own)
+                    speaks = self._row_summary(x, query, key, value, (part,))
+                    asks, answers, centre = _summaries(query, key, speaks, part, self.pool)
+                    mean = _expectation(rotate(asks, centre) * query.shape[-1] ** -0.5, turned, value, part)[1]
+                    sizes = (part.members >= 0).sum(1).to(x.dtype).log()
+                    rows = zip(rotate(answers, centre).unbind(2), mean.unbind(2), sizes, strict=True)
+                    known.update(zip(new.tolist(), rows, strict=True))
+                for region in seen.tolist():
+                    answer, mean, size = known[region]
+                    score = (ask * answer[:, :, None]).sum(-1, keepdim=True)
+                    scores.append(score + size if self.log_size_bias else score)
+                    values.append(mean[:, :, None])
+            outs.append(torch.cat(scores, -1).softmax(-1) @ torch.cat(values, 2))
+        return torch.stack(outs).mean(0)
+
     @torch.no_grad()
     def effective_attention(self, x: Float[Tensor, "b pos d"]) -> Float[Tensor, "b h pos pos"]:
         """The attention over single keys that the layer implies; every row sums to 1."""
@@ -258,13 +312,12 @@ class Combiner(nn.Module):
     def _attend(self, x: Tensor) -> list[tuple[Tensor, Weights, Division]]:
         """Output `[b, h, pos, d_head]`, weights and division; two of each for an average."""
         query, key, value = (self._split(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        plans = ("axial_vertical", "axial_horizontal") if self.average else (self.plan,)
         found = []
-        for plan in plans:
+        for plan in self._plans:
             division = divide(plan, x.shape[1], self.span, self.causal)
             if not self.regions:
                 division = without_summaries(division)
-            speaks = self._row_summary(x, query, key, value, division) if plan == "axial_rowmajor" else None
+            speaks = self._row_summary(x, query, key, value, division.groups)
             out, weights = combine(
                 query, key, value, division, pool=self.pool, log_size_bias=self.log_size_bias, rotary=True,
                 summary=speaks,
@@ -272,16 +325,67 @@ class Combiner(nn.Module):
             found.append((out, weights, division))
         return found
 
-    def _row_summary(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, division: Division) -> Tensor | None:
-        """What stands for a token's whole row as a key, `[b, h, pos, d_head]`."""
-        if self.summary == "none" or not division.groups:
+    def _row_summary(
+        self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, groups: tuple[Group, ...]
+    ) -> Tensor | None:
+        """What stands for the whole row of each token that speaks for one, as a key: `[b, h, speakers, d_head]`."""
+        if self.plan != "axial_rowmajor" or self.summary == "none" or not groups:
             return None
-        (group,), at = division.to(x.device).groups, torch.arange(x.shape[1], device=x.device)
-        turned = rotate(query, at) * query.shape[-1] ** -0.5
+        (group,), at = groups, torch.arange(key.shape[2], device=key.device)
+        assert group.own is not None
+        own = group.own.to(x.device)
+        group = Group(group.members.to(x.device), group.slots, own)
+        turned = rotate(query[:, :, own], own) * query.shape[-1] ** -0.5
         if self.summary == "wsum":
             return _expectation(turned, rotate(key, at), key, group)[1]
         row = _expectation(turned, rotate(key, at), value, group)[1].transpose(1, 2).flatten(2)
-        return self._split(self.row_key(self.row_norm(x + self.row_mix(row))))
+        return self._split(self.row_key(self.row_norm(x[:, own] + self.row_mix(row))))
+
+    @property
+    def _plans(self) -> tuple[str, ...]:
+        return ("axial_vertical", "axial_horizontal") if self.average else (self.plan,)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+
+
+class CombinerCache:
+    """What a `Combiner` keeps of the tokens so far: their queries, keys and values, and each region once it was seen.
+
+    Made by `Combiner.cache`, for rows that all begin at their first token.
+
+    Attributes:
+        length: most tokens.
+        divisions: what each of `length` tokens sees.
+        regions: for each division and group, region -> its key, its mean value and the logarithm of its size.
+        parts: inputs, queries, keys, values, and keys turned by their positions, of the tokens so far.
+    """
+
+    def __init__(self, length: int, divisions: list[Division]):
+        self.length, self.divisions = length, divisions
+        self.regions: list[list[dict[int, tuple[Tensor, Tensor, Tensor]]]] = [
+            [{} for _ in division.groups] for division in divisions
+        ]
+        self.parts: tuple[Tensor, ...] = ()
+
+    def __len__(self) -> int:
+        return self.parts[0].shape[1] if self.parts else 0
+
+    def grow(self, parts: tuple[Tensor, ...]) -> range:
+        """Take in new tokens; returns their positions."""
+        past, new = len(self), parts[0].shape[1]
+        if past + new > self.length:
+            raise InputError(f"{past} tokens and {new} new ones: this cache has room for {self.length}.")
+        at = torch.arange(past, past + new, device=parts[0].device)
+        parts = (*parts, rotate(parts[2], at))
+        axes = (1, 2, 2, 2, 2)
+        self.parts = tuple(
+            torch.cat([old, part], axis) if past else part
+            for old, part, axis in zip(self.parts or parts, parts, axes, strict=True)
+        )
+        return range(past, past + new)
+
+
+def _there(index: Tensor) -> Tensor:
+    """A row of indices without what fills it up."""
+    return index[index >= 0]

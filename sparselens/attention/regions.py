@@ -100,26 +100,35 @@ def axial_rowmajor(n: int, span: int, causal: bool) -> Division:
 
 
 def axial_vertical(n: int, span: int, causal: bool) -> Division:
-    """Direct: the query's row and column up to itself. Regions: of each other column the tokens in earlier rows."""
+    """Direct: the query's row and column (causal: up to itself). Regions: of each other column the tokens in earlier
+    rows; without causality those in later rows too.
+    """
     row, column, _ = _grid(n, span)
     r, u = _grid(int(row[-1] + 1) * span, span)[:2]  # the last row may be short: its grid is not
-    above = (u[:, None] == column) & (row < r[:, None])  # region of (r, u): column u above row r
-    seen = (row[:, None] == r) & (column[:, None] != u) & above.any(1)
-    return Division(_cross(n, span), (Group(packed(above), packed(seen)),))
+    groups = []
+    for above in (True, False)[: 1 if causal else 2]:
+        rows = row < r[:, None] if above else row > r[:, None]
+        members = (u[:, None] == column) & rows  # region of (r, u): column u above row r, or below
+        seen = (row[:, None] == r) & (column[:, None] != u) & members.any(1)
+        groups.append(Group(packed(members), packed(seen)))
+    return Division(_cross(n, span, causal), tuple(groups))
 
 
 def axial_horizontal(n: int, span: int, causal: bool) -> Division:
-    """Direct: as `axial_vertical`. Regions: of each earlier row the tokens left of the query's column, and those right
-    of it.
+    """Direct: as `axial_vertical`. Regions: of each other row (causal: earlier) the tokens left of the query's column,
+    and those right of it.
     """
-    row, column, _ = _grid(n, span)
-    same = row[:, None] == row
+    row, column, at = _grid(n, span)
+    if not causal and n % span:  # a short last row may lack the column: its regions are asked for all the same
+        row, column, at = _grid(-(-n // span) * span, span)
+    same, there = row[:, None] == row, at < n
+    other = row[:n, None] > row if causal else row[:n, None] != row
     groups = []
     for side in (column < column[:, None], column > column[:, None]):
-        members = same & side  # region of (t, c): row t left, or right, of column c
-        seen = (row < row[:, None]) & (column == column[:, None]) & members.any(1)
+        members = same & side & there  # region of (t, c): row t left, or right, of column c
+        seen = other & (column[:n, None] == column) & members.any(1)
         groups.append(Group(packed(members), packed(seen)))
-    return Division(_cross(n, span), tuple(groups))
+    return Division(_cross(n, span, causal), tuple(groups))
 
 
 def mixture(n: int, span: int, causal: bool) -> Division:
@@ -133,10 +142,30 @@ def _grid(n: int, span: int) -> tuple[Tensor, Tensor, Tensor]:
     return at // span, at % span, at
 
 
-def _cross(n: int, span: int) -> Tensor:
+def _cross(n: int, span: int, causal: bool) -> Tensor:
     row, column, at = _grid(n, span)
     cross = (row[:, None] == row) | (column[:, None] == column)
-    return packed(cross & (at <= at[:, None]))
+    return packed(cross & (at <= at[:, None]) if causal else cross)
+
+
+def partition(labels: Int[Tensor, "n"], causal: bool = True) -> Division:
+    """A division by labels of any kind, such as clusters. Direct: the tokens with the query's label (causal: up to
+    itself). Regions: those of each other label (causal: up to the query).
+
+    Args:
+        labels: of each token, whole numbers.
+        causal: whether a query sees only itself and those before it.
+    """
+    n = len(labels)
+    at, same = torch.arange(n), labels[:, None] == labels
+    past = at <= at[:, None]
+    if not causal:
+        kinds = labels.unique()
+        return Division(packed(same), (Group(packed(kinds[:, None] == labels), packed(labels[:, None] != kinds)),))
+    # the region of token j: all up to j with its label; a query sees the last such region of each other label
+    following = torch.where(same & (at > at[:, None]), at, n).amin(1)
+    seen = past & ~same & (following > at[:, None])
+    return Division(packed(same & past), (Group(packed(same & past), packed(seen)),))
 
 
 PLANS: dict[str, Callable[[int, int, bool], Division]] = {
@@ -147,7 +176,7 @@ PLANS: dict[str, Callable[[int, int, bool], Division]] = {
     "axial_horizontal": axial_horizontal,
     "mixture": mixture,
 }
-BOTH_WAYS = ("fixed", "axial_rowmajor")
+CAUSAL_ONLY = ("logsparse",)
 
 
 @functools.lru_cache(maxsize=64)
@@ -161,8 +190,8 @@ def divide(plan: str, n: int, span: int, causal: bool) -> Division:
         raise InputError(f"plan={plan!r} is unknown; valid are {', '.join(PLANS)}.{closest(plan, PLANS)}")
     if span < 1:
         raise InputError(f"span={span}: a span has at least one token.")
-    if not causal and plan not in BOTH_WAYS:
-        raise InputError(f"plan={plan!r} is for causal attention; with causal=False use {' or '.join(BOTH_WAYS)}.")
+    if not causal and plan in CAUSAL_ONLY:
+        raise InputError(f"plan={plan!r} is for causal attention; with causal=False use another plan.")
     return PLANS[plan](n, span, causal)
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from sparselens.attention.combiner import Combiner, combine, effective
-from sparselens.attention.regions import PLANS, divide, without_summaries
+from sparselens.attention.regions import PLANS, divide, partition, without_summaries
 from sparselens.errors import InputError
 
 CAUSAL = sorted(PLANS)
-ALL = [(plan, True) for plan in CAUSAL] + [("fixed", False), ("axial_rowmajor", False)]
+ALL = [(plan, True) for plan in CAUSAL] + [(plan, False) for plan in CAUSAL if plan != "logsparse"]
 LENGTHS = (1, 2, 7, 16, 24, 29)
 SPAN = 4
 
@@ -37,8 +37,12 @@ def covered(plan: str, n: int, causal: bool, i: int) -> tuple[set[int], list[set
         return {i}, regions
     direct = {j for j in ok if row(j) == row(i) or column(j) == column(i)}
     down = [{j for j in ok if column(j) == u and row(j) < row(i)} for u in range(SPAN) if u != column(i)]
+    if not causal:
+        down += [{j for j in ok if column(j) == u and row(j) > row(i)} for u in range(SPAN) if u != column(i)]
     across = []
-    for t in range(row(i)):
+    for t in range(row(i) if causal else row(n - 1) + 1):
+        if t == row(i):
+            continue
         across += [{j for j in ok if row(j) == t and column(j) < column(i)},
                    {j for j in ok if row(j) == t and column(j) > column(i)}]
     return direct, {"axial_vertical": down, "axial_horizontal": across, "mixture": down + across}[plan]
@@ -96,6 +100,26 @@ def test_every_allowed_key_and_no_other_has_weight(plan: str, causal: bool):
         assert torch.allclose(attention.sum(-1), torch.ones(n, dtype=torch.float64))
         assert bool((attention[..., allowed] > 0).all()) and bool((attention[..., ~allowed] == 0).all())
         assert torch.allclose(attention @ v, out, atol=1e-10)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_division_by_labels(causal: bool):
+    labels = torch.tensor([2, 0, 0, 2, 7, 0, 7, 2, 2, 0])
+    n = len(labels)
+    division = partition(labels, causal)
+    for i in range(n):
+        ok = range(i + 1) if causal else range(n)
+        assert set(division.direct[i].tolist()) - {-1} == {j for j in ok if labels[j] == labels[i]}
+        (group,) = division.groups
+        regions = [frozenset(group.members[r].tolist()) - {-1} for r in group.slots[i].tolist() if r >= 0]
+        wanted = [frozenset(j for j in ok if labels[j] == label) for label in (0, 2, 7) if label != labels[i]]
+        assert sorted(map(sorted, regions)) == sorted(map(sorted, filter(None, wanted)))
+    q, k, v = draw(n)
+    attention = effective(combine(q, k, v, division)[1], division)
+    allowed = torch.ones(n, n, dtype=torch.bool)
+    allowed = allowed.tril() if causal else allowed
+    assert torch.equal(attention[0, 0] > 0, allowed)
+    assert torch.allclose(attention.sum(-1), torch.ones(n, dtype=torch.float64))
 
 
 def dense(q, k, v, causal: bool = True):
@@ -174,6 +198,28 @@ def test_layer_is_causal_and_starts_of_rows_agree(settings: dict):
     assert torch.allclose(attention.sum(-1), torch.ones(2, 2, 21, dtype=torch.float64))
     value = layer.v_proj(x).unflatten(-1, (2, 8)).transpose(1, 2)
     assert torch.allclose(layer.o_proj((attention @ value).transpose(1, 2).flatten(2)), whole, atol=1e-10)
+
+
+@pytest.mark.parametrize("settings", LAYERS, ids=str)
+def test_decoding_with_a_cache_is_all_at_once(settings: dict):
+    layer = Combiner(16, 2, span=SPAN, **settings).double()
+    x = torch.randn(2, 21, 16, dtype=torch.float64)
+    cache = layer.cache(30)  # with room to spare: planned for a longer text
+    parts = [layer.extend(x[:, :6], cache)] + [layer.extend(x[:, i : i + 1], cache) for i in range(6, 21)]
+    assert torch.allclose(torch.cat(parts, 1), layer(x), atol=1e-10) and len(cache) == 21
+    with pytest.raises(InputError, match="21 tokens and 10 new ones"):
+        layer.extend(x[:, :10], cache)
+
+
+def test_a_region_is_summed_up_once():
+    layer = Combiner(16, 2, "fixed", span=SPAN)
+    cache = layer.cache(16)
+    layer.extend(torch.randn(1, 9, 16), cache)
+    first = cache.regions[0][0][0][0]
+    layer.extend(torch.randn(1, 7, 16), cache)
+    assert sorted(cache.regions[0][0]) == [0, 1, 2] and cache.regions[0][0][0][0] is first
+    with pytest.raises(InputError, match="both sides"):
+        Combiner(16, 2, causal=False).cache(8)
 
 
 def test_gradients_reach_every_weight():
