@@ -186,7 +186,7 @@ class SparsityDial(View):
             settings = pd.concat([pd.DataFrame([start]), settings[settings["sparsity"] > 0]])
         for setting in settings.head(most).to_dict("records"):
             cells = [f'<td style="{_CELL.replace("right", "left", 1)}">{escape(setting["method"], 60)}</td>',
-                     f'<td style="{_CELL}">{100 * setting["sparsity"]:.3g} %</td>']
+                     f'<td style="{_CELL}">{100 * setting["sparsity"]:.3g}%</td>']
             cells += [f'<td style="{_CELL}">{_shown(setting[m.key], m)}</td>' for m in metrics]
             body.append("".join(cells))
         left = len(settings) - most

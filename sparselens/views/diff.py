@@ -149,7 +149,7 @@ def _share(share: float, colour: tuple[int, int, int]) -> str:
         return "–"
     box = f"width:84px;height:6px;background:{rgba((128, 128, 128), 0.2)}"
     bar = f"height:6px;width:{100 * share:.1f}%;background:{rgba(colour, 1.0)}"
-    text = f'<div style="white-space:nowrap">{100 * share:.1f} %</div>'
+    text = f'<div style="white-space:nowrap">{100 * share:.1f}%</div>'
     return f'{text}<div style="{box}"><div style="{bar}"></div></div>'
 
 

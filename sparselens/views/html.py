@@ -128,15 +128,17 @@ def mark(text: str, value: float, scale: Scale, index: int) -> str:
     """Return one marked token. Its index and number, signed where signs exist, are in the hover title."""
     opacity = scale.opacity(value)
     title = f"{index}: {number(value, scale.signed)}"
+    # Some viewers take inline styles away too: there, what fires is bold, or italic where it is negative. Not <mark>:
+    # it has a text colour of its own, which an untrusted notebook cannot be told to inherit.
+    tag, style = ("i", "font-style:inherit") if value < 0 else ("b", "font-weight:inherit")
     if scale.signed:
         colour, line = (VERMILLION, "solid") if value > 0 else (BLUE, "dashed")
-        style = f"background:{rgba(colour, opacity)};border-bottom:2px {line} {rgba(colour, 1.0)}"
+        style += f";background:{rgba(colour, opacity)};border-bottom:2px {line} {rgba(colour, 1.0)}"
     else:
-        style = f"background:{rgba(ORANGE, opacity)}"
+        style += f";background:{rgba(ORANGE, opacity)}"
         if opacity >= 0.65:  # in a dark theme the text would be white
             style += ";color:#000"
-    # not <mark>: it has a text colour of its own, which an untrusted notebook cannot be told to inherit
-    return f'<span style="{style}" title="{title}">{text}</span>'
+    return f'<{tag} style="{style}" title="{title}">{text}</{tag}>'
 
 
 def rgba(colour: tuple[int, int, int], opacity: float) -> str:

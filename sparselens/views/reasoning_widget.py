@@ -47,7 +47,8 @@ class TimelineWidget(ViewWidget):
             "probes": [clean(name, 80) for name in view.probes],
             "chains": [_packed(chain) for chain in chains],
         }
-        super().__init__(view, fixed, threshold=view.threshold)
+        first = min(max(view.first_below(), 0), _STEPS - 1)  # open where the doubt begins
+        super().__init__(view, fixed, threshold=view.threshold, step=first)
 
     @property
     def selected(self) -> int:

@@ -8,7 +8,7 @@ import traitlets
 
 from sparselens.errors import InputError
 
-SHARED = ("documents", "document", "picked", "feature")
+SHARED = ("documents", "document", "picked", "feature", "step", "token")
 
 
 class Ids(traitlets.TraitType):
@@ -43,6 +43,8 @@ class Selection(traitlets.HasTraits):
         document: the text that is open, -1 for none.
         picked: the chosen features.
         feature: the feature that is open, -1 for none.
+        step: the chosen step of a chain of thought, from 0; -1 for none.
+        token: the chosen token of a text, from 0; -1 for none.
 
     `observe` tells of changes, as for any widget: `chosen.observe(print, "documents")`.
     """
@@ -51,6 +53,8 @@ class Selection(traitlets.HasTraits):
     document = traitlets.Int(-1)
     picked = Ids()
     feature = traitlets.Int(-1)
+    step = traitlets.Int(-1)
+    token = traitlets.Int(-1)
 
     def __init__(self, *widgets: traitlets.HasTraits) -> None:
         super().__init__()

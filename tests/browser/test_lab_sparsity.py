@@ -56,14 +56,14 @@ def test_the_dial_and_python_hear_each_other_while_a_model_answers(lab, open_pag
     page.evaluate(RUN_ALL)
     page.wait_for_function(ALL_DONE, timeout=SLOW)
     page.locator(STATUS).nth(1).wait_for()
-    assert page.locator(STATUS).all_inner_texts() == ["TEAL at 50 %"] * 2, "set in Python"
+    assert page.locator(STATUS).all_inner_texts() == ["TEAL at 50%"] * 2, "set in Python"
     cells = page.evaluate(CELLS)
     slider = page.get_by_role("slider", name="sparsity").first
     slider.focus()
     page.keyboard.press("b")  # makes a cell in a notebook
     page.keyboard.press("ArrowRight")
     page.get_by_text("python heard sparsity 0.8").wait_for()
-    page.wait_for_function("document.querySelectorAll('.sl-numbers [role=status]')[1].textContent === 'TEAL at 80 %'")
+    page.wait_for_function("document.querySelectorAll('.sl-numbers [role=status]')[1].textContent === 'TEAL at 80%'")
 
     page.get_by_role("button", name="answer at this setting").first.click()
     dense, sparse = (page.get_by_role("group", name=f"{side} answer").nth(1) for side in ("dense", "sparse"))

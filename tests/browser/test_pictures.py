@@ -1,5 +1,6 @@
 """The pictures of the documentation, from a real model and real texts: `make pictures`. Skipped otherwise."""
 
+import base64
 import io
 import os
 from pathlib import Path
@@ -11,7 +12,8 @@ from sparselens.files import write_whole
 from sparselens.views import save_html
 from tests.browser.test_saved_tokens import READY
 
-ASSETS = Path(__file__).resolve().parents[2] / "docs" / "assets"
+ROOT = Path(__file__).resolve().parents[2]
+ASSETS = ROOT / "docs" / "assets"
 MOST = 150_000  # bytes of a picture
 TEXTS = 120
 
@@ -39,13 +41,17 @@ def keep(open_page, tmp_path):
         act(page)
         page.mouse.move(0, 0)
         watched.assert_quiet()
-        shot = page.locator("#sparselens-view").screenshot()
-        packed = smaller(shot)
-        assert len(packed) < MOST
-        with write_whole(ASSETS / f"{name}.png") as temporary:
-            temporary.write_bytes(packed)
+        write(name, page.locator("#sparselens-view").screenshot())
 
     return keep_one
+
+
+def write(name, png):
+    """Put a small form of a picture among those of the documentation."""
+    packed = smaller(png)
+    assert len(packed) < MOST
+    with write_whole(ASSETS / f"{name}.png") as temporary:
+        temporary.write_bytes(packed)
 
 
 def smaller(png: bytes) -> bytes:
@@ -121,3 +127,39 @@ def test_dial(made, keep):
 def test_channels(made, keep):
     m, _, _, _, texts = made
     keep("channels", sl.TEAL(0.6).channels(m, texts[0][:240], 5, "gate").explore())
+
+
+def test_timeline(made, keep):
+    m = made[0]
+    traces = sl.planted_chains(40, seed=1)
+    probes = sl.probe_steps(traces, sl.step_states(traces, m), task="correct")
+    held = next(int(c) for c in probes.rows.chain[probes.test] if traces[int(c)].first_error > 0)
+    view = sl.step_timeline(traces[held], m, made[1], probes, title="A chain of thought with a planted error")
+    keep("timeline", view, lambda page: page.locator(".sl-step").nth(traces[held].first_error).click())
+
+
+def test_masks(made, keep):
+    m, *_, texts = made
+    text = "\n\n".join(texts[:3])
+    one, other = (method.masks(m, text) for method in (sl.TopKOracle(1 / 8), sl.SinkWindow(1 / 8)))
+    keep("masks", one.view(other),
+         lambda page: page.get_by_role("button", name="head 4").click())
+
+
+# Figures that a notebook shows, by the cell's first words.
+FIGURES = {
+    "kinds": ("02_train_an_sae", "ax = plt.subplots"),
+    "recovery": ("03_signed_hierarchical_compositional", "figure, axes = plt.subplots(1, 2"),
+    "heads": ("09_diffusion_lm", "tiles = pattern_stability"),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_of_notebooks(name):
+    import nbformat
+
+    notebook, words = FIGURES[name]
+    cells = nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4).cells
+    shown = [output.data["image/png"] for cell in cells if cell.source.startswith(words)
+             for output in cell.outputs if "image/png" in output.get("data", {})]
+    write(name, base64.b64decode(shown[0]))

@@ -23,7 +23,7 @@ def show(open_page, tmp_path):
 
 
 def _told(page) -> str:
-    return page.locator(".sl-cell [role=status]").inner_text()
+    return page.locator(".sl-told [role=status]").inner_text()
 
 
 def test_the_masks_tell_what_they_hold(show):
@@ -33,13 +33,13 @@ def test_the_masks_tell_what_they_hold(show):
     assert page.locator(".sl-head").count() == 3
     page.get_by_role("combobox", name="layer").select_option(label="7")
     page.get_by_role("button", name="head 1").click()
-    assert _told(page).startswith("layer 7, head 1: keeps 100.0 % of its tiles, loses")
+    assert _told(page).startswith("layer 7, head 1: keeps 100.0% of its tiles, loses")
     page.get_by_role("button", name="head 2").click()
     page.locator(".sl-mask canvas").focus()
     for key, times in (("ArrowDown", 4), ("ArrowRight", 2)):
         for _ in range(times):
             page.keyboard.press(key)
-    assert f"{100 * view.kept[1, 2, 3, 2]:.0f} % kept" in _told(page)
+    assert f"{100 * view.kept[1, 2, 3, 2]:.0f}% kept" in _told(page)
     assert "tokens 12 to 15" in _told(page) and "tokens 8 to 11" in _told(page)
     page.keyboard.press("Escape")
     assert "looking at" not in _told(page)
@@ -68,20 +68,20 @@ def test_marks_are_framed_told_and_mapped(show):
     mark = Mark([(4, 8)], kept, lost)
     watched = show(sample(marks={"needle": mark, "other": Mark([(0, 1)], kept[::-1], lost)}))
     page = watched.page
-    assert f"tokens 16 to 17 keep {100 * kept[0, 0, 4]:.0f} % of “needle”" in _told(page)
-    assert f"and lose {100 * lost[0, 0, 4]:.1f} % of their attention there" in _told(page)
+    assert f"tokens 16 to 17 keep {100 * kept[0, 0, 4]:.0f}% of “needle”" in _told(page)
+    assert f"and lose {100 * lost[0, 0, 4]:.1f}% of their attention there" in _told(page)
     pixel = "([x, y, of]) => [...document.querySelector(of).getContext('2d').getImageData(x, y, 1, 1).data]"
     green = page.evaluate(pixel, [84, 210, ".sl-mask canvas"])
     assert green[1] > green[0] and green[1] > green[2], "the frame of tokens 4 to 7 begins at the second tile"
     wide, seen = page.evaluate(
-        "() => { const map = document.querySelector('.sl-map');"
+        "() => { const map = document.querySelector('.sl-sight canvas');"
         "return [map.width, [...map.getContext('2d').getImageData(0, 0, map.width, map.height).data]]; }"
     )
     seen = np.reshape(seen, (-1, wide, 4))[5::12, 5::12, 3]
     share = kept[..., 4]
     np.testing.assert_allclose(seen, 255 * np.where(share > 0, 0.25 + 0.75 * share, 0.15), atol=3)
-    page.locator(".sl-map").click(position={"x": 12 * 2 + 5, "y": 12 + 5})
+    page.locator(".sl-sight canvas").click(position={"x": 12 * 2 + 5, "y": 12 + 5})
     assert _told(page).startswith("layer 7, head 2") and "keep 0 % of “needle”" in _told(page)
     page.get_by_role("combobox", name="mark").select_option(label="other")
-    assert "“other”" in page.locator(".sl-map").get_attribute("aria-label")
+    assert "“other”" in page.locator(".sl-sight canvas").get_attribute("aria-label")
     watched.assert_quiet()

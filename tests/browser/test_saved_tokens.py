@@ -52,7 +52,7 @@ def test_it_is_rendered_and_marks_what_fires(show, small):
     colour = marked.first.evaluate("s => getComputedStyle(s).backgroundColor")
     assert colour == "rgb(230, 159, 0)"
     assert page.locator("[role=option]").first.get_attribute("style") is None
-    assert page.get_by_text("fires on 2 of 7 tokens (28.6 %)").is_visible()
+    assert page.get_by_text("fires on 2 of 7 tokens (28.6%)").is_visible()
     watched.assert_quiet()
 
 

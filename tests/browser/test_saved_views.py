@@ -4,7 +4,7 @@ import pytest
 
 from sparselens.views import save_html, token_view
 from tests.browser.test_saved_tokens import READY
-from tests.views.sample_views import VIEWS, a_card, a_diff, a_map, a_network
+from tests.views.sample_views import VIEWS, a_card, a_diff, a_map, a_network, a_timeline
 from tests.views.samples import HOSTILE
 
 TEXT = {"light": "rgb(0, 0, 0)", "dark": "rgb(255, 255, 255)"}
@@ -222,7 +222,7 @@ def test_a_network_opens_pairs(show):
     assert _selected(page)[0] == 5
     assert page.locator(".sl-open .sl-name").first.inner_text().startswith("10 · ")
     assert page.locator(".sl-open .sl-item").count() == 3, "one text on the left, two on the right"
-    page.locator(".sl-node circle").first.click()
+    page.locator(".sl-node[data-i='0'] circle").click()
     assert pairs.locator(".sl-item").count() == 5, "the pairs of feature 0"
     page.locator(".sl-view input[type=range]").focus()
     page.keyboard.press("End")
@@ -310,4 +310,17 @@ def test_a_timeline_is_walked_scored_and_opened(show):
     assert _selected(page, ".sl-step") == []
     page.locator("input[type=range]").fill("0")
     assert page.get_by_role("button", name="first below the line").is_disabled()
+    watched.assert_quiet()
+
+
+def test_chains_on_one_page_share_step_and_feature(show):
+    watched = show(a_timeline(12), a_timeline(3, beside=False))
+    page = watched.page
+    long, short = (page.locator(".sl-view").nth(i) for i in range(2))
+    long.locator(".sl-step").nth(2).click()
+    assert short.locator(".sl-side .sl-name").inner_text() == "step 3"
+    short.locator(".sl-side .sl-row").nth(1).click()
+    assert long.locator(".sl-side [aria-pressed=true]").inner_text().startswith("9 nine")
+    long.locator(".sl-step").nth(7).click()
+    assert short.locator(".sl-side .sl-name").inner_text() == "step 3", "it has no such step"
     watched.assert_quiet()

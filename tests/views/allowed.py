@@ -8,7 +8,7 @@ ATTRIBUTES = {"class", "style", "title", "open", "colspan", "src", "alt"}
 # fmt: off
 STYLES = {
     "background", "background-color", "background-image", "border", "border-bottom", "border-collapse",
-    "border-top", "color", "display", "flex", "flex-wrap", "font-family", "font-size", "font-weight", "gap", "height",
+    "border-top", "color", "display", "flex", "flex-wrap", "font-family", "font-size", "font-style", "font-weight", "gap", "height",
     "line-height", "margin", "margin-bottom", "margin-left", "max-width", "min-width", "opacity",
     "overflow", "overflow-wrap", "padding", "table-layout", "text-align", "vertical-align", "white-space", "width",
 }
@@ -34,7 +34,7 @@ class Checker(HTMLParser):
             self.open.append(tag)
         if tag == "img" and not dict(attrs).get("alt"):
             self.problems.append("a picture without words")
-        self.marks += tag == "span" and "title" in dict(attrs)
+        self.marks += tag in ("b", "i") and "title" in dict(attrs)
         if tag not in TAGS:
             self.problems.append(f"<{tag}>")
         for name, value in attrs:

@@ -94,8 +94,8 @@ def test_the_static_form_is_safe_and_small():
 def test_the_table_shows_units():
     text = check(sample().to_html(12_000)).text
     assert "weights read per token, MB" in text
-    row = text[text.index("TEAL25 %") :]
-    assert row.startswith("TEAL25 %2410.60.015693.8400")
+    row = text[text.index("TEAL25%") :]
+    assert row.startswith("TEAL25%2410.60.015693.8400")
 
 
 def test_the_figure_rings_the_setting():

@@ -34,8 +34,8 @@ def test_numbers_of_one_row():
         freq_a=0.1234, freq_b=0.5, difference=0.3766, ci_low=-0.01, ci_high=0.7, q_value=0.0000321, description="d"
     )
     text = check(diff_html(frame, {}, title="t")).text
-    assert "12.3 %" in text
-    assert "50.0 %" in text
+    assert "12.3%" in text
+    assert "50.0%" in text
     assert "+0.377 [−0.010, +0.700]" in text
     assert "3e−5" in text
 

@@ -1,5 +1,7 @@
 """Static HTML: hostile texts stay texts, nothing is lost in an untrusted notebook, marks can be read."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -92,6 +94,14 @@ def test_the_sign_is_printed_and_drawn():
     assert "dashed rgba(0,114,178" in html
     assert "solid rgba(213,94,0" in html
     assert check(scale_bar(Scale.of(values))).text == "−2+2"
+
+
+def test_marks_can_be_read_where_styles_are_taken_away():
+    values = np.float32([0, 2, 0, -1, 0])
+    html = strip(["a", " b", " c", " d", " e"], values, scale=Scale.of(values), max_tokens=10)
+    bare = re.sub(r' (style|title)="[^"]*"', "", html)
+    assert "a<b> b</b> c<i> d</i> e" in bare
+    assert html.count("font-weight:inherit") == html.count("font-style:inherit") == 1
 
 
 def test_left_out_tokens_are_counted():

@@ -51,6 +51,7 @@ def test_the_widget_holds_the_same_numbers():
     chain = widget.chains[0]
     np.testing.assert_array_equal(np.frombuffer(chain["scores"], "<f4").reshape(2, 3, 12), view.scores)
     assert chain["labels"][:3] == [1, 0, -1] and len(widget.chains) == 2
+    assert widget.step == view.first_below() == 6, "it opens where the doubt begins"
     widget.set_state({"step": 11, "probe": 1, "threshold": 0.25, "feature": 7})
     assert widget.selected == 11 and repr(widget) == "TimelineWidget(12 steps, 2 probes, answer wrong)"
     for name, value in (("step", 12), ("step", -2), ("probe", 2), ("threshold", 1.5)):

@@ -7,7 +7,7 @@ import traitlets
 from sparselens.errors import InputError
 from sparselens.views import Selection, token_view
 from sparselens.views.selection import Ids
-from tests.views.sample_views import a_card, a_diff, a_map, a_network
+from tests.views.sample_views import a_card, a_diff, a_map, a_network, a_timeline
 
 
 class Holder(traitlets.HasTraits):
@@ -85,5 +85,19 @@ def test_a_card_goes_along():
 
 
 def test_nothing_to_share():
-    with pytest.raises(InputError, match="Holder has none of documents, document, picked, feature"):
+    with pytest.raises(InputError, match="Holder has none of documents, document, picked, feature, step, token"):
         Selection(Holder())
+
+
+def test_chains_and_texts_go_along_step_by_step():
+    long, short = a_timeline(12).explore(), a_timeline(3, beside=False).explore()
+    one, other = (token_view(list("abcd"), np.eye(4)[:, :k], range(k)).explore() for k in (1, 2))
+    chosen = Selection(long, short, one, other)
+    long.step = 2
+    assert (short.step, chosen.step) == (2, 2)
+    long.step = 7
+    assert (short.step, chosen.step) == (2, 7), "a chain without that step stays where it is"
+    other.token = 3
+    assert (one.token, chosen.token) == (3, 3)
+    chosen.feature = 9
+    assert (long.feature, short.feature, one.feature) == (9, 9, 0)

@@ -77,7 +77,7 @@ class List {
     if (this.search.getRootNode().activeElement !== this.search) this.search.value = this.model.get("query");
     this.sort.select.value = this.model.get("sort");
     const found = this.model.get("live") ? this.model.get("found") : rows.length;
-    const held = found > rows.length ? `, the first ${rows.length} are here` : "";
+    const held = found > rows.length ? `, the first ${commas(rows.length)} are here` : "";
     this.count.textContent = `${found} of ${this.model.get("total")}${held}`;
     this.pager.update(this.page, Math.ceil(rows.length / PAGE));
     const items = rows.slice(this.page * PAGE, (this.page + 1) * PAGE).map((row) => {

@@ -251,8 +251,8 @@ function render({ model, el }) {
   const zoom = make("span", "sl-field");
   zoom.append(button("−", () => map.zoom(2), { name: "zoom out" }), button("+", () => map.zoom(0.5), { name: "zoom in" }));
   const total = model.get("total");
-  const cut = total > data.tokens.length ? `the first ${data.tokens.length} of ${total} tokens` : `${total} tokens`;
-  bar.append(field, zoom, make("span", "sl-muted", `${cut} × ${data.n} channels; blue = kept`));
+  const cut = total > data.tokens.length ? `the first ${commas(data.tokens.length)} of ${commas(total)} tokens` : `${commas(total)} tokens`;
+  bar.append(field, zoom, make("span", "sl-muted", `${cut} × ${commas(data.n)} channels; blue: kept`));
   body.append(bar, map.node, words);
 
   function reselect() {

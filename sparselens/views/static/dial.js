@@ -17,7 +17,7 @@ function readSettings(model) {
   }));
   const say = (value, metric) => {
     if (!Number.isFinite(value)) return "–";
-    return number(value) + (metric.unit ? ` ${metric.unit}` : "");
+    return number(value) + (metric.unit && metric.unit !== "%" ? ` ${metric.unit}` : metric.unit);
   };
   function axis(key) {
     const k = metrics.findIndex((metric) => metric.key === key);

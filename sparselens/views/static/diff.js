@@ -28,6 +28,12 @@ function small(value) {
   return value >= 0.001 || value === 0 ? value.toFixed(3) : value.toExponential(0).replace("-", "−");
 }
 
+// A difference of shares, its sign printed, as many digits in every row.
+function signed(value) {
+  if (!Number.isFinite(value)) return "–";
+  return (value < 0 ? "−" : "+") + Math.abs(value).toFixed(3);
+}
+
 function share(value, colour) {
   const cell = make("td", "", percent(value));
   const box = make("div", "sl-box");
@@ -40,9 +46,9 @@ function share(value, colour) {
 }
 
 function interval(row, reach) {
-  const cell = make("td", "sl-number", `${number(row.difference, true)} `);
+  const cell = make("td", "sl-number", `${signed(row.difference)} `);
   if (!Number.isFinite(row.low) || !Number.isFinite(row.high)) return cell;
-  cell.append(make("span", "sl-muted", `[${number(row.low, true)}, ${number(row.high, true)}]`));
+  cell.append(make("span", "sl-muted", `[${signed(row.low)}, ${signed(row.high)}]`));
   const box = make("div", "sl-box sl-axis");
   const bar = make("div", "sl-fill");
   bar.style.marginLeft = `${50 + (50 * row.low) / reach}%`;
@@ -152,8 +158,8 @@ class Table {
   draw() {
     const rows = this.shown;
     const total = this.model.get("total");
-    const of = total > this.rows.length ? ` of the first ${this.rows.length}, from ${total} in all` : ` of ${total}`;
-    this.count.textContent = `${rows.length}${of}`;
+    const of = total > this.rows.length ? ` of the first ${commas(this.rows.length)}, from ${commas(total)} in all` : ` of ${commas(total)}`;
+    this.count.textContent = `${commas(rows.length)}${of}`;
     this.pager.update(this.page, Math.ceil(rows.length / PAGE));
     const part = rows.slice(this.page * PAGE, (this.page + 1) * PAGE);
     this.rover.fill(this.body, part.map((row) => this.row(row)));

@@ -240,7 +240,7 @@ function buildBar(model, points, change) {
     const pick = button("", () => change({ documents: packIds(members) }), { className: "sl-class" });
     const swatch = make("span", "sl-swatch");
     swatch.style.background = model.get("colours")[i];
-    pick.append(swatch, `${visible(name)} (${members.length})`);
+    pick.append(swatch, `${visible(name)} (${commas(members.length)})`);
     bar.append(pick);
   });
   return bar;
@@ -281,7 +281,7 @@ function buildList(model, points, change) {
     const chosen = readIds(model.get("documents"));
     const shown = (chosen.length ? chosen : [...Array(Math.min(points.n, LISTED)).keys()]).slice(0, LISTED);
     const all = chosen.length || points.n;
-    head.replaceChildren(make("span", "sl-name", chosen.length ? `${chosen.length} texts chosen` : `${points.n} texts`));
+    head.replaceChildren(make("span", "sl-name", chosen.length ? `${commas(chosen.length)} texts chosen` : `${commas(points.n)} texts`));
     if (all > shown.length) head.append(make("span", "sl-muted", `the first ${shown.length} are listed`));
     if (chosen.length) head.append(button("clear", () => change({ documents: packIds([]) })));
     rover.at = 0;

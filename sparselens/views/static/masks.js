@@ -15,6 +15,8 @@ function readMasks(model) {
   const [markKept, markLost] = ["mark_kept", "mark_lost"].map((name) => model.get(name));
   const layers = model.get("names").length;
   const marked = (view, mark, layer, head, q) => view.getUint8(((mark * layers + layer) * heads + head) * side + q) / 255;
+  let most = 0; // lost anywhere
+  for (let i = 0; i < (lost?.byteLength ?? 0); i++) most = Math.max(most, lost.getUint8(i) / 255);
   return {
     heads,
     side,
@@ -24,6 +26,7 @@ function readMasks(model) {
     names: model.get("names"),
     compared: Boolean(other?.byteLength),
     loses: Boolean(lost?.byteLength),
+    most,
     possible: (q, k) => model.get("possible").getUint8(q * side + k) > 0,
     kept: (layer, head, q, k) => at(kept, layer, head, q, k),
     other: (layer, head, q, k) => at(other, layer, head, q, k),
@@ -140,6 +143,25 @@ function tellHead(data, layer, head) {
   return `layer ${data.names[layer]}, head ${head}: keeps ${percent(kept / possible)} of its tiles${loses}`;
 }
 
+// What the colours mean.
+function buildKey(data) {
+  const node = make("div", "sl-key sl-muted");
+  const rows = data.compared
+    ? [[`rgb(${VERMILLION})`, "kept by the first method only"], [`rgb(${BLUE})`, "kept by the second only"],
+       ["rgba(128,128,128,.3)", "the same in both"]]
+    : [[`rgb(${BLUE})`, "kept; paler where only in part"], ["rgba(128,128,128,.3)", "left out"]];
+  if (data.marks.length) rows.push([`rgb(${MARK})`, `frames: ${data.marks.map(({ name }) => `“${visible(name)}”`).join(", ")}`]);
+  if (data.loses) rows.push([`rgb(${ORANGE})`, "attention that a row of queries loses, at the right edge"]);
+  for (const [colour, text] of rows) {
+    const row = make("div", "sl-field");
+    const swatch = make("span", "sl-swatch");
+    swatch.style.background = colour;
+    row.append(swatch, make("span", "", text));
+    node.append(row);
+  }
+  return node;
+}
+
 function render({ model, el }) {
   const data = readMasks(model);
   const change = setter(model);
@@ -148,10 +170,7 @@ function render({ model, el }) {
 
   const bar = make("div", "sl-bar");
   const layers = chooser("layer", data.names.map((name, i) => [i, name]), (value) => change({ layer: Number(value) }));
-  const named = data.marks.map(({ name }) => `“${name}”`).join(", ");
-  const framed = named ? ` · green frames: ${named}` : "";
-  const meaning = (data.compared ? "orange: only the first · blue: only the second" : "blue: kept") + framed;
-  bar.append(layers.node, make("span", "sl-muted", `${data.tokens.length} tokens in tiles of ${data.tile}; ${meaning}`));
+  bar.append(layers.node, make("span", "sl-muted", `${commas(data.tokens.length)} tokens in tiles of ${data.tile}`));
 
   const grid = make("div", "sl-heads");
   grid.setAttribute("role", "group");
@@ -170,23 +189,25 @@ function render({ model, el }) {
   large.tabIndex = 0;
   large.setAttribute("role", "application");
   large.setAttribute("aria-label", "mask of one head: arrow keys move from tile to tile");
-  stage.append(large);
-  const map = make("canvas", "sl-map");
+  const keys = make("div", "sl-axes sl-muted");
+  keys.append(make("span", "", "keys →"), make("span", "", data.loses ? `lost, to ${percent(data.most, 0)}` : ""));
+  stage.append(keys, make("div", "sl-down sl-muted", "queries →"), large);
+  const map = make("canvas");
   const marks = chooser("mark", data.marks.map(({ name }, i) => [i, name]), (value) => change({ mark: Number(value) }));
+  const sight = make("div", "sl-sight");
   if (data.marks.length) {
-    const side = make("div", "sl-sight");
-    const about = make("div", "sl-muted", "which head of which layer keeps it: heads across, layers down");
     map.setAttribute("role", "img");
-    if (data.marks.length > 1) side.append(marks.node);
-    side.append(about, map);
-    stage.append(side);
+    if (data.marks.length > 1) sight.append(marks.node);
+    sight.append(make("div", "sl-muted", "which head of which layer keeps it: heads across, layers down"), map);
   }
   const status = make("div");
   status.setAttribute("role", "status");
   const under = make("div", "sl-muted");
-  const told = make("div", "sl-cell");
-  told.append(status, under);
-  body.append(bar, grid, stage, told);
+  const told = make("div", "sl-told sl-side");
+  told.append(status, under, buildKey(data), sight);
+  const parts = make("div", "sl-body");
+  parts.append(stage, told);
+  body.append(bar, grid, parts);
 
   const chosen = () => ["layer", "head", "query", "key"].map((name) => model.get(name));
   const wide = () => (data.loses ? STRIP + 4 : 0);
@@ -239,7 +260,7 @@ function render({ model, el }) {
     pen.drawImage(small, 0, 0, LARGE, LARGE);
     const size = LARGE / data.side;
     for (let q = 0; data.loses && q < data.side; q++) {
-      pen.fillStyle = `rgba(${ORANGE},${data.lost(layer, head, q)})`;
+      pen.fillStyle = `rgba(${ORANGE},${data.lost(layer, head, q) / (data.most || 1)})`;
       pen.fillRect(LARGE + 4, q * size, STRIP, size);
     }
     frameMarks(pen, data, LARGE, 2);

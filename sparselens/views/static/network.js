@@ -50,19 +50,23 @@ function buildPicture(model, graph, change) {
     return line;
   });
   const named = new Set(model.get("named"));
-  const dots = graph.nodes.map((node) => {
+  const size = graph.nodes.length > 80 ? 4 : 6;
+  // those with a name come last, so that no other lies on it
+  const ordered = [...graph.nodes].sort((a, b) => named.has(a.i) - named.has(b.i) || a.i - b.i);
+  const dots = [];
+  for (const node of ordered) {
     const group = shape("g", { class: "sl-node", role: "button", "data-i": node.i, "aria-label": nameOf(node) });
     group.dataset.lmSuppressShortcuts = "true";
     const { x, y } = node;
     const mark = node.side
-      ? shape("rect", { x: x - 6, y: y - 6, width: 12, height: 12, fill: node.colour })
-      : shape("circle", { cx: x, cy: y, r: 6, fill: node.colour });
-    const name = shape("text", { x, y: y - 10 }, visible(model.get("captions")[node.i]));
+      ? shape("rect", { x: x - size, y: y - size, width: 2 * size, height: 2 * size, fill: node.colour })
+      : shape("circle", { cx: x, cy: y, r: size, fill: node.colour });
+    const name = shape("text", { x, y: y - size - 4 }, visible(model.get("captions")[node.i]));
     if (!named.has(node.i)) name.setAttribute("class", "sl-rare");
     group.append(shape("title", {}, nameOf(node)), mark, name);
-    return group;
-  });
-  svg.append(...lines, ...dots);
+    dots[node.i] = group;
+  }
+  svg.append(...lines, ...ordered.map((node) => dots[node.i]));
   const open = (item) => {
     const { feature } = graph.nodes[Number(item.dataset.i)];
     change({ feature: feature === model.get("feature") ? -1 : feature });
@@ -72,7 +76,7 @@ function buildPicture(model, graph, change) {
     " ": () => open(item),
     Escape: () => change({ feature: -1 }),
   }));
-  rover.mark(0);
+  rover.mark(Math.max(ordered.findIndex((node) => named.has(node.i)), 0)); // the best connected
   svg.addEventListener("click", (event) => {
     const item = event.target.closest(".sl-node");
     if (item) open(item);
@@ -127,7 +131,7 @@ function buildPairs(model, graph, change) {
     );
     const node = graph.nodes.find((other) => other.feature === feature);
     head.replaceChildren(make("span", "sl-name", node ? nameOf(node) : "all pairs"));
-    head.append(make("span", "sl-muted", `${chosen.length} pair${chosen.length === 1 ? "" : "s"}`));
+    head.append(make("span", "sl-muted", `${commas(chosen.length)} pair${chosen.length === 1 ? "" : "s"}`));
     if (node) head.append(mark(feature), button("show all", () => change({ feature: -1 })));
     const items = chosen.map((edge) => {
       const item = make("div", "sl-item");

@@ -13,6 +13,7 @@ function readChain(chain) {
   return {
     ...chain,
     tokens,
+    labelled: chain.labels.some((label) => label >= 0),
     has: (probe, step) => probe < count && step < n,
     score: (probe, step) => [0, 1, 2].map((which) => at(probe, which, step)),
   };
@@ -45,7 +46,7 @@ function buildTrack() {
 
 function cell(chain, step) {
   const label = step < chain.steps.length ? String(chain.labels[step]) : "-1";
-  const [sign, name] = step < chain.steps.length ? MARKS[label] : ["", ""];
+  const [sign, name] = step < chain.steps.length && chain.labelled ? MARKS[label] : ["", ""];
   const mark = make("span", label === "0" ? "sl-wrong" : "", sign);
   mark.title = name;
   const words = make("div", "sl-words", step < chain.steps.length ? visible(chain.steps[step], 4000) : "");
@@ -73,6 +74,16 @@ function buildRows(chains) {
     }
     return { node, update };
   });
+}
+
+// What the columns are.
+function buildTop(model, chains) {
+  const node = make("div", "sl-top sl-muted");
+  node.append(make("span", "", "step"));
+  const names = chains.length > 1 ? ["this chain", "the other chain"] : ["text"];
+  const scored = model.get("probes").length > 0;
+  names.forEach((name) => node.append(make("span"), make("span", "", name), make("span", "", scored ? "score, 0 to 1" : "")));
+  return node;
 }
 
 function firstBelow(chain, probe, threshold) {
@@ -158,7 +169,7 @@ function render({ model, el }) {
   const { root, body } = makeRoot(model, "↑ ↓ step · Enter choose · Esc none");
   const bar = buildBar(model, chains, change);
   const question = make("div", "sl-note", visible(model.get("question"), 4000));
-  const list = make("div", chains.length > 1 ? "sl-steps sl-two" : "sl-steps");
+  const list = make("div", "sl-steps");
   list.setAttribute("role", "listbox");
   list.setAttribute("aria-label", "steps");
   const rows = buildRows(chains);
@@ -174,8 +185,10 @@ function render({ model, el }) {
     if (item) change({ step: place(item) });
   });
   rover.fill(list, rows.map((row) => row.node));
-  const main = make("div", "sl-body");
-  main.append(list, open.node);
+  const main = make("div", chains.length > 1 ? "sl-body sl-two" : "sl-body");
+  const column = make("div", "sl-column");
+  column.append(buildTop(model, chains), list);
+  main.append(column, open.node);
   body.append(bar.node, ...(model.get("question") ? [question] : []), main);
 
   function score() {
@@ -200,4 +213,9 @@ function render({ model, el }) {
   return clean;
 }
 
-export default { render };
+// Of what is chosen in other views: a step that is here.
+function accepts({ model, key, value }) {
+  return key !== "step" || value < Math.max(...model.get("chains").map((chain) => chain.steps.length));
+}
+
+export default { render, accepts };

@@ -11,7 +11,7 @@ const HIDDEN =
 function visible(text, limit = TOKEN_CHARS) {
   const letters = text.length > limit ? [...text] : [];
   if (letters.length > limit) {
-    text = letters.slice(0, limit).join("") + `… (${letters.length} characters)`;
+    text = letters.slice(0, limit).join("") + `… (${commas(letters.length)} characters)`;
   }
   return text.replace(HIDDEN, (c) => {
     const code = c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0");
@@ -19,10 +19,13 @@ function visible(text, limit = TOKEN_CHARS) {
   });
 }
 
+// A whole number with commas.
+const commas = (n) => n.toLocaleString("en-US");
+
 function number(value, signed = false) {
   if (value === null || Number.isNaN(value)) return "–"; // not known
   const size = Math.abs(value);
-  const text = size >= 1000 && size < 1e9 ? size.toFixed(0) : String(Number(size.toPrecision(3)));
+  const text = size >= 1000 && size < 1e9 ? commas(Math.round(size)) : String(Number(size.toPrecision(3)));
   if (value < 0) return "−" + text;
   return signed && value > 0 ? "+" + text : text;
 }
@@ -70,7 +73,7 @@ function halfToNumber(bits) {
 
 function percent(share, digits = 1) {
   if (!Number.isFinite(share)) return "–";
-  return `${(100 * share).toFixed(digits)} %`;
+  return `${(100 * share).toFixed(digits)}%`;
 }
 
 function button(text, pick, { name, className = "" } = {}) {

@@ -17,7 +17,7 @@ function readTexts(packed) {
 }
 
 function gap(n) {
-  return make("span", "sl-muted", ` … ${n} token${n > 1 ? "s" : ""} … `);
+  return make("span", "sl-muted", ` … ${commas(n)} token${n > 1 ? "s" : ""} … `);
 }
 
 // One text as nodes: plain text, with a span around each token that fires.

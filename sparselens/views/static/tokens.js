@@ -249,7 +249,7 @@ function buildSide(data, model, change) {
       head.append(make("span", "sl-name", `feature ${data.name(model.get("feature"))}`));
       rows = found.rows;
       const share = ((100 * found.count) / data.tokens.length).toFixed(1);
-      note = `fires on ${found.count} of ${data.tokens.length} tokens (${share} %)`;
+      note = `fires on ${commas(found.count)} of ${commas(data.tokens.length)} tokens (${share}%)`;
       if (found.count) note += "; the strongest:";
     }
     side.replaceChildren(head, make("div", "sl-muted", note), ...rows);
@@ -309,6 +309,7 @@ function render({ model, el }) {
 
 // Whether this view can show what was chosen in another.
 function accepts({ model, key, value }) {
+  if (key === "token") return value < model.get("tokens").length;
   return key !== "feature" || model.get("features").includes(value);
 }
 
