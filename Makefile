@@ -35,10 +35,12 @@ $(READY): pyproject.toml constraints.txt
 demo: env  ## compare two sets of texts, start to end; your own: make demo A=left.jsonl B=right.csv FIELD=text
 	$(QUIET) $(PY) notebooks/run_demo.py $(if $(A),--a "$(A)") $(if $(B),--b "$(B)") $(if $(FIELD),--field "$(FIELD)")
 
+# Notebooks are run as copies, in which each section that puts something on a model is run twice.
 test: env  ## all tests, the notebooks included; JOBS=2 for two processes
 	$(TEST) $(PY) -m pytest tests $(SHARED)
 ifneq ($(NOTEBOOKS),)
-	$(if $(SHARED),$(TEST),$(OFFLINE)) $(PY) -m pytest --nbmake --nbmake-timeout=300 --nbmake-kernel=python3 notebooks $(SHARED)
+	$(PY) -m tests.rerun --out out/twice $(NOTEBOOKS)
+	$(if $(SHARED),$(TEST),$(OFFLINE)) $(PY) -m pytest --nbmake --nbmake-timeout=300 --nbmake-kernel=python3 out/twice $(SHARED)
 endif
 
 lab: env  ## JupyterLab in the environment
@@ -56,7 +58,7 @@ papers: env  ## the table of docs/papers.md, from docs/papers.toml
 pictures: env  ## the pictures of the documentation, from a real model in a real browser; writes docs/assets
 	$(TEST) SPARSELENS_PICTURES=1 SPARSELENS_REQUIRE_BROWSER=1 $(PY) -m pytest -q tests/browser/test_pictures.py
 
-notebooks: env  ## run the notebooks and write each as one page that opens offline, in out/notebooks
+notebooks: env  ## run the notebooks and keep what they show; each becomes a page that opens offline too, in out/notebooks
 	$(QUIET) $(PY) notebooks/make_pages.py --out out/notebooks $(NOTEBOOKS)
 
 lint: env  ## ruff and mypy

@@ -78,7 +78,7 @@ def execute(
     Args:
         settings: environment variables of the kernel.
         out: the folder in which the cells run.
-        path: the notebook; by default that of the demo.
+        path: the notebook; by default that of the demo, without its exercises.
 
     Returns:
         The executed notebook; seconds by name (`total`, `first picture`, both from the start of the first cell); and
@@ -89,7 +89,11 @@ def execute(
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     notebook = nbformat.read(path or NOTEBOOK, as_version=4)
-    notebook.cells = without_exercises(notebook.cells)
+    if path is None:
+        notebook.cells = without_exercises(notebook.cells)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":  # a run that stops early must not show what an earlier one gave
+            cell.outputs, cell.execution_count = [], None
     n_code = sum(cell.cell_type == "code" for cell in notebook.cells)
     seconds: dict[str, float] = {}
     begun: list[float] = []
@@ -105,7 +109,7 @@ def execute(
             seconds["first picture"] = seconds["total"]
 
     client = NotebookClient(notebook, timeout=CELL_SECONDS, kernel_name="python3", store_widget_state=False,
-                            on_cell_execute=before, on_cell_executed=after,
+                            record_timing=False, on_cell_execute=before, on_cell_executed=after,
                             extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
                             resources={"metadata": {"path": str(out)}})
     problem = None
