@@ -19,12 +19,12 @@ HERE = Path(__file__).resolve().parent
 
 
 def make(path: Path, out: Path) -> tuple[Path, float, str | None]:
-    """Run one notebook. Returns its page, the seconds it took, and what went wrong; then the notebook is as it was."""
+    """Run one notebook. Returns its page, the seconds, and what went wrong; then it is as it was."""
     from sparselens.files import write_whole
 
     print(path.name, flush=True)
     settings = {"SPARSELENS_OUT": relpath(out / path.stem, path.parent), "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-                "MPLBACKEND": "module://matplotlib_inline.backend_inline"}  # where another one is set, nothing would show
+                "MPLBACKEND": "module://matplotlib_inline.backend_inline"}  # with another, nothing would show
     notebook, seconds, problem = run_demo.execute(settings, path.parent, path)
     notebook = kept.tidy(notebook)
     executed, page = run_demo.write(notebook, out, path)

@@ -1,7 +1,7 @@
 """Notebooks in which each section that puts something on a model is run twice: `python -m tests.rerun --out FOLDER`.
 
-A reader runs cells again, in no particular order. What was attached must have come off, and the results be the same. The
-copies written here say so themselves: they are run by nbmake, in place of the notebooks they are made from. A cell
+A reader runs cells again, in no particular order. What was attached must have come off, and the results be the same.
+The copies written here say so themselves: they are run by nbmake, in place of the notebooks they are made from. A cell
 tagged `timed` may give other numbers, since it measures time.
 """
 
@@ -19,7 +19,10 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 ATTACHES = re.compile(r"\b(attach|fidelity|sweep|frontier|intervention_panel|channels|masks)\(")
-START = "import sys\nsys.path.insert(0, {root!r})\nfrom tests import rerun\n_section = rerun.Section(globals(), {names!r})"
+START = """import sys
+sys.path.insert(0, {root!r})
+from tests import rerun
+_section = rerun.Section(globals(), {names!r})"""
 
 
 def sections(cells: list[Any]) -> list[list[Any]]:
@@ -137,7 +140,8 @@ def fingerprint(value: Any, depth: int = 6) -> str:
     if isinstance(value, np.ndarray):
         return f"{kind} {value.shape} {digest(repr(value.tolist()).encode())}"
     if isinstance(value, pd.DataFrame | pd.Series | pd.Index):
-        return f"{kind} {digest(repr((list(value.axes) if hasattr(value, 'axes') else '', value.to_numpy().tolist())).encode())}"
+        axes = [fingerprint(axis.to_numpy()) for axis in getattr(value, "axes", [])]
+        return f"{kind} {digest(repr((axes, value.to_numpy().tolist())).encode())}"
     if depth == 0 or callable(value) or isinstance(value, torch.nn.Module):
         return kind
     if isinstance(value, Mapping):

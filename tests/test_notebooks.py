@@ -12,7 +12,7 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
-UNSAFE = re.compile(r"<(?:script|iframe|link|object|embed)\b|\son\w+=|(?:src|href)=[\"'](?!data:image/|#)", re.IGNORECASE)
+UNSAFE = re.compile(r"<(?:script|iframe|link|object|embed)\b|\son\w+=|(?:src|href)=[\"'](?!data:image/|#)", re.I)
 SAID = ("otice", "## Limits", "your own data")
 
 
@@ -32,7 +32,10 @@ def load(name: str):
 kept = load("kept")
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+RUN = [path for path in PATHS if "ran" in nbformat.read(path, as_version=4).metadata]
+
+
+@pytest.mark.parametrize("path", RUN, ids=lambda path: path.stem)
 def test_outputs_are_kept_small_and_of_this_code(path):
     notebook = nbformat.read(path, as_version=4)
     assert kept.complaints(notebook, path.stat().st_size) == [], f"run: make notebooks NOTEBOOKS=notebooks/{path.name}"

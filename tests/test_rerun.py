@@ -12,7 +12,7 @@ from tests import rerun, tiny
 
 def cells(*sources: str) -> nbformat.NotebookNode:
     new = nbformat.v4
-    return new.new_notebook(cells=[new.new_markdown_cell(source) if source.startswith("#") else new.new_code_cell(source)
+    return new.new_notebook(cells=[(new.new_markdown_cell if source.startswith("#") else new.new_code_cell)(source)
                                    for source in sources])
 
 
@@ -68,4 +68,5 @@ def test_fingerprints_tell_values_apart():
     for one, other in pairs:
         assert rerun.fingerprint(one) != rerun.fingerprint(other)
         assert rerun.fingerprint(one) == rerun.fingerprint(one)
-    assert rerun.assigned(["a = 1\nfor b in x:\n    c: int = b\ndef f():\n    d = 1\n[e for e in x]"]) == ["a", "b", "c"]
+    source = "a = 1\nfor b in x:\n    c: int = b\ndef f():\n    d = 1\n[e for e in x]"
+    assert rerun.assigned([source]) == ["a", "b", "c"]

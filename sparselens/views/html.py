@@ -130,7 +130,7 @@ def mark(text: str, value: float, scale: Scale, index: int) -> str:
     title = f"{index}: {number(value, scale.signed)}"
     # Some viewers take inline styles away too: there, what fires is bold, or italic where it is negative. Not <mark>:
     # it has a text colour of its own, which an untrusted notebook cannot be told to inherit.
-    tag, style = ("i", "font-style:inherit") if value < 0 else ("b", "font-weight:inherit")
+    tag, style = ("i", "font-style:normal") if value < 0 else ("b", "font-weight:400")
     if scale.signed:
         colour, line = (VERMILLION, "solid") if value > 0 else (BLUE, "dashed")
         style += f";background:{rgba(colour, opacity)};border-bottom:2px {line} {rgba(colour, 1.0)}"

@@ -214,7 +214,7 @@ def test_the_map_tells_what_it_holds(show):
     assert f"token 3 “{view.tokens[3]}”" in told
     assert f"channel 6: {'kept' if view.keep[3, 6] else 'left out'}, score {float(view.scores[3, 6]):.2g}"[:24] in told
     assert f"keeps {view.keep[3].sum()} of 300 channels" in told
-    assert f"kept for {100 * view.keep[:, 6].mean():.0f} % of the tokens" in told
+    assert f"kept for {100 * view.keep[:, 6].mean():.0f}% of the tokens" in told
     page.keyboard.press("End")
     assert "channel 299" in _told(page)
     page.keyboard.press("PageDown")

@@ -8,8 +8,8 @@ ATTRIBUTES = {"class", "style", "title", "open", "colspan", "src", "alt"}
 # fmt: off
 STYLES = {
     "background", "background-color", "background-image", "border", "border-bottom", "border-collapse",
-    "border-top", "color", "display", "flex", "flex-wrap", "font-family", "font-size", "font-style", "font-weight", "gap", "height",
-    "line-height", "margin", "margin-bottom", "margin-left", "max-width", "min-width", "opacity",
+    "border-top", "color", "display", "flex", "flex-wrap", "font-family", "font-size", "font-style", "font-weight",
+    "gap", "height", "line-height", "margin", "margin-bottom", "margin-left", "max-width", "min-width", "opacity",
     "overflow", "overflow-wrap", "padding", "table-layout", "text-align", "vertical-align", "white-space", "width",
 }
 # fmt: on

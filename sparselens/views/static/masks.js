@@ -99,11 +99,10 @@ function drawMap(canvas, data, mark, query, chosen) {
 
 function tellMarks(data, layer, head, query) {
   const row = query >= 0 ? query : data.side - 1;
-  const said = data.marks.map(({ name }, mark) => {
+  return data.marks.map(({ name }, mark) => {
     const lost = data.marksLose ? ` and lose ${percent(data.markLost(mark, layer, head, row))} of their attention there` : "";
-    return ` · ${span(data, row)} keep ${percent(data.markKept(mark, layer, head, row), 0)} of “${name}”${lost}`;
+    return `${span(data, row)} keep ${percent(data.markKept(mark, layer, head, row), 0)} of “${name}”${lost}`;
   });
-  return said.join("");
 }
 
 // The first and last words of a tile.
@@ -271,8 +270,8 @@ function render({ model, el }) {
 
   function reselect() {
     const [layer, head, query, key] = chosen();
-    const tile = query >= 0 && key >= 0 ? ` · ${tellTile(data, layer, head, query, key)}` : "";
-    status.textContent = tellHead(data, layer, head) + tile + tellMarks(data, layer, head, query);
+    const tile = query >= 0 && key >= 0 ? [tellTile(data, layer, head, query, key)] : [];
+    status.textContent = [tellHead(data, layer, head), ...tile, ...tellMarks(data, layer, head, query)].join("\n");
     thumbs.forEach(({ node }, i) => node.setAttribute("aria-pressed", String(i === head)));
     drawLarge();
     if (data.marks.length) drawSight(layer, head, query);
