@@ -14,8 +14,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "activation": ["CATS", "RSparse", "RandomChannels", "TEAL", "WINA", "calibrate"],
         "attach": ["ablate", "edit", "replace", "steer"],
         "attention": [
-            "ASA", "AdaSnapKV", "BlockSparse", "FlexPrefill", "Quest", "RandomBlocks", "SinkWindow", "SnapKV",
-            "SparseD", "TopKOracle", "VerticalSlash",
+            "ASA", "AdaSnapKV", "BlockSparse", "FlexPrefill", "KMeansRouting", "Quest", "RandomBlocks", "SinkWindow",
+            "SnapKV", "SparseD", "TopKOracle", "VerticalSlash",
         ],
         "embeddings": [
             "ChatAPI", "KeywordJudge", "LocalJudge", "LocalLabeler", "SAEEmbedder", "SAEEmbedding", "cluster",

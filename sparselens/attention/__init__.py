@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "combiner": ["Combiner", "CombinerCache", "Decomposition", "combine"],
         "executors": ["execute"],
         "frontier": ["Score", "TaskFrontier", "frontier", "score"],
+        "kmeans_routing": ["KMeansRouting"],
         "look": ["Masks"],
         "method": ["Layer", "Pair", "SparseAttention"],
         "mfa": ["KVCache", "MFA", "SelfAttention"],
