@@ -79,7 +79,7 @@ class Applied:
             for name in ("q", "k"):  # models without rotation show queries and keys only as they leave their projection
                 rotated, plain = (f"blocks.{layer}.attn.hook_{kind}{name}" for kind in ("rot_", ""))
                 changes.append(Edit(rotated if rotated in served else plain, self.look))
-            changes.append(Edit(site, self.mask))
+            changes.append(Edit(site, self.mask, attends=True))
         return changes
 
     def attend(self, heads: Heads, context: Context) -> Tensor | None:
@@ -174,7 +174,8 @@ class Applied:
         """Who acts on which queries of this pass.
 
         Raises:
-            InputError: the method acts while decoding only, and this pass has no cache to decode from.
+            InputError: the method acts while decoding only, and this pass has no cache to decode from, or no token
+                after the prompt.
         """
         n, prompt = layer.allowed.n_q, self.method.prompt
         prefills, decodes = self.method.prefills, self.method.decodes
@@ -191,6 +192,9 @@ class Applied:
                     "to compute all tokens after the first n as if they had been decoded."
                 )
             prompt = n
+        elif prefills is None and prompt >= n:
+            raise InputError(f"{self.method} acts after the first prompt={prompt} tokens, and this text has {n}: it "
+                             "would change nothing. Give longer texts, or a smaller prompt.")
         prompt = min(prompt, n)
         found = [self.chosen(prefills, layer.part(0, prompt), "prefill", 0, prompt)]
         if decodes is not None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparselens.errors import FitError, SiteError
+from sparselens.errors import SiteError
 
 # (kind, function); kind: rot_q, rot_k, mask, attn_scores, pattern, and attend, whose function takes `Heads`
 Call = tuple[str, Callable[[Any], Tensor | None]]
@@ -66,9 +66,6 @@ class AttentionSwitch:
         from transformers import AttentionInterface
         from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
-        if any(sum(kind == "attend" for kind, _ in calls) > 1 for calls in edits.values()):
-            raise FitError("two attachments compute the attention of the same layer: take one off, or give them other "
-                           "layers with at=..., or other phases with sl.attention.Pair.")
         self.edits, self.previous = edits, self.model.config._attn_implementation
         AttentionInterface.register(self.name, self._forward)
         AttentionMaskInterface.register(self.name, ALL_MASK_ATTENTION_FUNCTIONS[self.previous])

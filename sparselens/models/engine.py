@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparselens.errors import SiteError
+from sparselens.errors import FitError, SiteError
 from sparselens.models.attention_function import AttentionSwitch, Heads
 from sparselens.models.families import Bind, Binder
 from sparselens.models.sites import ATTENTION_KINDS, split
@@ -95,10 +95,12 @@ class Edit:
     Args:
         site: canonical name.
         fn: `(value, context) -> new value, or None to leave it`. It must not change the value in place.
+        attends: it decides what the layer attends to, as an `Attend` does: there can be one of them at a site.
     """
 
     site: str
     fn: Callable[[Tensor, Context], Tensor | None] = field(repr=False)
+    attends: bool = False
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,10 @@ class Engine:
         return self.swap_forward(layer, lambda x, original: swap.fn(x, original, context))
 
     def _register(self, edits: list[Edit | Attend]) -> None:
+        attending = [edit.site for edit in edits if isinstance(edit, Attend) or edit.attends]
+        if len(set(attending)) < len(attending):
+            raise FitError("two attachments compute the attention of the same layer: take one off, or give them other "
+                           "layers with at=..., or other phases with sl.attention.Pair.")
         self._handles.append(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
         groups: dict[tuple[str, str], list[tuple[Bind, Edit]]] = {}
         inside: dict[str, list[tuple[str, Callable[[Any], Tensor | None]]]] = {}

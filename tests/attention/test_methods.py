@@ -163,17 +163,50 @@ def test_other_families(family):
 @pytest.mark.parametrize("name", METHODS)
 def test_any_length(plain, name, n):
     ids = torch.arange(n)[None] + 5
-    with plain.attach(METHODS[name](0.25)):
+    thing = METHODS[name](0.25)
+    if n == 1 and thing.prefills is None:  # all of it is prompt
+        with plain.attach(thing), pytest.raises(InputError, match="it would change nothing"):
+            plain.run(ids)
+        return
+    with plain.attach(thing):
         out = plain.run(ids).logits
     assert torch.isfinite(out).all()
     if n == 1:
         close(out, plain.run(ids).logits)  # one token looks at itself
 
 
-@pytest.mark.parametrize("budget", [0, -0.1, 1.1, True])
-def test_a_budget_out_of_range_is_refused(budget):
+@pytest.mark.parametrize("budget", [0, -0.1, 1.1, True, float("nan")])
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "pair"])
+def test_a_budget_out_of_range_is_refused(name, budget):
     with pytest.raises(InputError, match="above 0 and up to 1"):
-        sl.BlockSparse(budget)
+        METHODS[name](budget)
+
+
+LARGE = {
+    "block_sparse": lambda: sl.BlockSparse(0.3, block=999), "quest_mask": lambda: sl.Quest(0.3, page=999, phase="both"),
+    "sparsed": lambda: sl.SparseD(0.3, block=999), "asa": lambda: sl.ASA(0.3, block=999),
+    "random_blocks": lambda: sl.RandomBlocks(0.3, block=999), "paper": lambda: sl.VerticalSlash(),
+    "paper_decoding": lambda: sl.attention.Pair(sl.FlexPrefill(), sl.SnapKV()),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_blocks_larger_than_the_text_are_dense(m, name):
+    dense, said = logits(m), m.generate(TEXTS, 3)
+    with m.attach(LARGE[name]()):
+        close(logits(m), dense)
+        assert m.generate(TEXTS, 3) == said
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_writing_from_a_single_token(m, name):
+    """Methods for prompts leave a token that sees itself alone; others may leave out what follows: no error, no NaN."""
+    thing = METHODS[name](0.25)
+    thing.prompt = None
+    with m.attach(thing):
+        said = m.generate("a", 3)
+    if name in ("block_sparse", "vertical_slash", "sparsed", "asa"):
+        assert said == m.generate("a", 3)
 
 
 def test_wrong_phases_and_settings_are_refused():
@@ -196,16 +229,29 @@ def test_wrong_phases_and_settings_are_refused():
         sl.AdaSnapKV(0.5, floor=2)
 
 
-def test_decoding_without_a_cache_is_an_error_not_a_silent_nothing(m):
-    with m.attach(sl.SnapKV(0.5)), pytest.raises(InputError, match="no cache to decode from"):
-        m.loss(TEXTS)
+@pytest.mark.parametrize("name", ["snapkv", "ada_snapkv", "quest"])
+def test_decoding_without_a_cache_is_an_error_not_a_silent_nothing(m, name):
+    thing = METHODS[name](0.5)
+    for prompt, said in ((None, "no cache to decode from"), (999, "this text has")):
+        thing.prompt = prompt
+        with m.attach(thing), pytest.raises(InputError, match=said):
+            m.loss(TEXTS)
 
 
-def test_two_attentions_for_one_layer_are_refused(plain):
-    with plain.attach(sl.SinkWindow(0.5)):
-        with pytest.raises(FitError, match="two attachments"), plain.attach(sl.Quest(0.5, phase="prefill")):
-            pass
-        assert torch.isfinite(logits(plain)).all()
+def test_two_attentions_for_one_layer_are_refused(m):
+    window = sl.SinkWindow(0.5)
+    dense = logits(m)
+    with m.attach(window):
+        once = logits(m)
+        for second in (window, sl.Quest(0.5, phase="prefill")):
+            with pytest.raises(FitError, match="two attachments"), m.attach(second):
+                pass
+        assert torch.equal(logits(m), once)
+    with pytest.raises(FitError, match="two attachments"), m.attach([window, window]):
+        pass
+    with m.attach(window, at="blocks.0.attn.hook_mask"), m.attach(window, at="blocks.1.attn.hook_mask"):
+        assert torch.isfinite(logits(m)).all()
+    assert torch.equal(logits(m), dense)
 
 
 def test_what_cannot_be_reached_is_refused(plain):
@@ -231,13 +277,15 @@ def test_attentions_are_shown_by_masks_and_refused_by_flex(plain):
         plain.capture(ids, "blocks.0.attn.hook_pattern")
 
 
-def test_all_padding_rows_give_no_nan(plain):
+@pytest.mark.parametrize("name", METHODS)
+def test_all_padding_rows_give_no_nan(m, name):
     ids, mask = torch.full((2, 10), 5), torch.ones(2, 10, dtype=torch.long)
     mask[1] = 0
-    for name in METHODS:
-        with plain.attach(METHODS[name](0.3)), torch.no_grad():
-            out = plain.native(ids, attention_mask=mask, use_cache=False).logits
-        assert torch.isfinite(out).all(), name
+    with m.attach(METHODS[name](0.3)), torch.no_grad():
+        out = m.module(ids, attention_mask=mask, use_cache=False).logits
+        alone = m.module(ids[:1], use_cache=False).logits
+    assert torch.isfinite(out).all()
+    close(out[:1], alone)
 
 
 def test_state_is_per_attachment(plain):
