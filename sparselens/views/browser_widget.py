@@ -10,7 +10,7 @@ from sparselens.views.browser import FeatureBrowser, packed
 from sparselens.views.card_widget import TestBox, card_state
 from sparselens.views.cards import FeatureCard
 from sparselens.views.selection import Ids
-from sparselens.views.widgets import read_static
+from sparselens.views.widgets import checks, read_static
 
 SENT = 400  # rows that a browser holds; with a kernel, those that fit the query best
 _SAVED_CARDS = 8  # of the first rows, in a saved file
@@ -65,18 +65,18 @@ class BrowserWidget(TestBox):
     def _open_card(self) -> FeatureCard | None:
         return None if self.feature < 0 else self.view.card(self.feature)
 
-    @traitlets.validate("sort")
+    @checks("sort")
     def _check_sort(self, proposal: Any) -> str:
         self.view.find("", proposal["value"])
         return proposal["value"]
 
-    @traitlets.validate("feature")
+    @checks("feature")
     def _check_feature(self, proposal: Any) -> int:
         if proposal["value"] != -1:
             self.view.card(proposal["value"])
         return proposal["value"]
 
-    @traitlets.validate("pinned")
+    @checks("pinned")
     def _check_pinned(self, proposal: Any) -> Any:
         if len(proposal["value"]) > _PINNED:
             raise InputError(f"{len(proposal['value'])} cards to keep: at most {_PINNED} fit beside each other.")

@@ -9,7 +9,7 @@ from sparselens.errors import InputError
 from sparselens.views.base import clean, pack_texts
 from sparselens.views.cards import FeatureCard
 from sparselens.views.turns import Turn, Turns
-from sparselens.views.widgets import ViewWidget, read_static
+from sparselens.views.widgets import ViewWidget, checks, read_static
 
 TESTED = 2000  # tokens of a tested text that are shown
 
@@ -36,7 +36,7 @@ class TestBox(ViewWidget):
         """The card whose feature is tested."""
         raise NotImplementedError
 
-    @traitlets.validate("test_text")
+    @checks("test_text")
     def _check_test_text(self, proposal: Any) -> str:
         if proposal["value"] and not self.can_test:
             raise InputError("no model is at hand to read the text: make the card with the model and its dictionary.")
@@ -95,7 +95,7 @@ class CardWidget(TestBox):
         """The number of the chosen text, -1 for none."""
         return self.document
 
-    @traitlets.validate("feature")
+    @checks("feature")
     def _check_feature(self, proposal: Any) -> int:
         feature = proposal["value"]
         if feature != self.view.feature:

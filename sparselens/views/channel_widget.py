@@ -7,7 +7,7 @@ import traitlets
 
 from sparselens.views.base import pack_columns
 from sparselens.views.channels import ChannelMap
-from sparselens.views.widgets import ViewWidget, read_static
+from sparselens.views.widgets import ViewWidget, checks, read_static
 
 ORDERS = ("kept", "number")
 _CELLS = 4_000_000  # of a bit each: half a megabyte
@@ -58,11 +58,11 @@ class ChannelWidget(ViewWidget):
         """The chosen token and channel, -1 for none."""
         return self.token, self.channel
 
-    @traitlets.validate("token")
+    @checks("token")
     def _check_token(self, proposal: Any) -> int:
         return self._between(proposal["value"], -1, len(self.tokens) - 1, "token")
 
-    @traitlets.validate("channel")
+    @checks("channel")
     def _check_channel(self, proposal: Any) -> int:
         return self._between(proposal["value"], -1, self.n_channels - 1, "channel")
 

@@ -9,7 +9,7 @@ from sparselens.errors import InputError
 from sparselens.views.base import clean
 from sparselens.views.dial import COSTS, Answer, SparsityDial
 from sparselens.views.turns import Turn, Turns
-from sparselens.views.widgets import ViewWidget, read_static
+from sparselens.views.widgets import ViewWidget, checks, read_static
 
 
 class DialWidget(ViewWidget):
@@ -84,24 +84,24 @@ class DialWidget(ViewWidget):
         """The chosen method and sparsity."""
         return self.method, self.sparsity
 
-    @traitlets.validate("method")
+    @checks("method")
     def _check_method(self, proposal: Any) -> str:
         self.view.stops(proposal["value"])
         return proposal["value"]
 
-    @traitlets.validate("sparsity")
+    @checks("sparsity")
     def _check_sparsity(self, proposal: Any) -> float:
         place = self.view.place(self.method, proposal["value"])
         return float(self.view.frame["sparsity"].iloc[place])
 
-    @traitlets.validate("x", "y")
+    @checks("x", "y")
     def _check_axis(self, proposal: Any) -> str:
         keys = ["sparsity", *(metric.key for metric in self.view.metrics)]
         if proposal["value"] not in keys:
             raise InputError(f"{proposal['value']!r} was not measured; there are {', '.join(keys)}.")
         return proposal["value"]
 
-    @traitlets.validate("running")
+    @checks("running")
     def _check_running(self, proposal: Any) -> bool:
         if proposal["value"] and self._answer is None:
             raise InputError("there is no model to answer: make the dial with .explore(answer=...).")

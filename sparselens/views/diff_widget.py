@@ -10,7 +10,7 @@ from sparselens.views.base import clean
 from sparselens.views.diff import ROWS
 from sparselens.views.diff_view import DiffView
 from sparselens.views.selection import Ids
-from sparselens.views.widgets import ViewWidget, read_static
+from sparselens.views.widgets import ViewWidget, checks, read_static
 
 SENT = 500  # rows a browser sorts and filters; the texts of the first 30 come along, others when asked for
 _COLUMNS = ["feature", "freq_a", "freq_b", "difference", "ci_low", "ci_high", "q_value"]
@@ -61,7 +61,7 @@ class DiffWidget(ViewWidget):
         """The features that were marked; if none, the one that is open."""
         return self.picked or ((self.feature,) if self.feature >= 0 else ())
 
-    @traitlets.validate("feature")
+    @checks("feature")
     def _check_feature(self, proposal: Any) -> int:
         if proposal["value"] not in self._known and proposal["value"] != -1:
             raise InputError(f"feature {proposal['value']} is not in this difference: it fires in neither set.")

@@ -10,7 +10,7 @@ import traitlets
 from sparselens.views.base import clean
 from sparselens.views.maps import ConceptMap
 from sparselens.views.selection import Ids
-from sparselens.views.widgets import ViewWidget, read_static
+from sparselens.views.widgets import ViewWidget, checks, read_static
 
 _TEXT_BYTES = 1_000_000  # of all texts in the list together; the open one comes in full
 _OPEN_CHARS = 6000
@@ -64,11 +64,11 @@ class MapWidget(ViewWidget):
         """The numbers of the chosen documents, as `subset` of an embedding takes them; if none, the open one."""
         return np.array(self.documents or [self.document] * (self.document >= 0), dtype=np.int64)
 
-    @traitlets.validate("document")
+    @checks("document")
     def _check_document(self, proposal: Any) -> int:
         return self._between(proposal["value"], -1, len(self.texts) - 1, "document")
 
-    @traitlets.validate("documents")
+    @checks("documents")
     def _check_documents(self, proposal: Any) -> tuple[int, ...]:
         if proposal["value"]:
             self._between(max(proposal["value"]), 0, len(self.texts) - 1, "the largest of documents")

@@ -6,7 +6,7 @@ import numpy as np
 import traitlets
 
 from sparselens.views.masks import MaskView
-from sparselens.views.widgets import ViewWidget, read_static
+from sparselens.views.widgets import ViewWidget, checks, read_static
 
 _CELLS = 1_000_000  # of a byte each
 
@@ -61,7 +61,7 @@ class MaskWidget(ViewWidget):
             fixed["marks"] = [{"name": name, "spans": [list(s) for s in mark.spans]} for name, mark in marks.items()]
             fixed["mark_kept"] = _bytes(np.stack([mark.kept[:n] for mark in marks.values()]))
             if all(x is not None for x in lost):
-                fixed["mark_lost"] = _bytes(np.stack([x[:n] for x in lost]))
+                fixed["mark_lost"] = _bytes(np.stack([x[:n] for x in lost if x is not None]))
         super().__init__(view, fixed, layer=min(view.shown, len(fixed["names"]) - 1))
 
     @property
@@ -69,19 +69,19 @@ class MaskWidget(ViewWidget):
         """The chosen layer, by its index in the model, and head."""
         return self.names[self.layer], self.head
 
-    @traitlets.validate("layer")
+    @checks("layer")
     def _check_layer(self, proposal: Any) -> int:
         return self._between(proposal["value"], 0, len(self.names) - 1, "layer")
 
-    @traitlets.validate("head")
+    @checks("head")
     def _check_head(self, proposal: Any) -> int:
         return self._between(proposal["value"], 0, self.n_heads - 1, "head")
 
-    @traitlets.validate("query", "key")
+    @checks("query", "key")
     def _check_tile(self, proposal: Any) -> int:
         return self._between(proposal["value"], -1, self.side - 1, proposal["trait"].name)
 
-    @traitlets.validate("mark")
+    @checks("mark")
     def _check_mark(self, proposal: Any) -> int:
         return self._between(proposal["value"], 0, max(len(self.marks) - 1, 0), "mark")
 

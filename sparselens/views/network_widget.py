@@ -9,7 +9,7 @@ from sparselens.errors import InputError
 from sparselens.views.base import clean
 from sparselens.views.networks import ROWS, CorrelationNetwork
 from sparselens.views.selection import Ids
-from sparselens.views.widgets import ViewWidget, read_static
+from sparselens.views.widgets import ViewWidget, checks, read_static
 
 
 class NetworkWidget(ViewWidget):
@@ -67,13 +67,13 @@ class NetworkWidget(ViewWidget):
         """The features that were marked; if none, those of the open pair."""
         return self.picked or self.pair
 
-    @traitlets.validate("pair")
+    @checks("pair")
     def _check_pair(self, proposal: Any) -> tuple[int, ...]:
         if proposal["value"] and tuple(proposal["value"]) not in self._pairs:
             raise InputError(f"{proposal['value']} is not among the {len(self._pairs)} pairs that are drawn.")
         return tuple(proposal["value"])
 
-    @traitlets.validate("feature")
+    @checks("feature")
     def _check_feature(self, proposal: Any) -> int:
         if proposal["value"] != -1 and all(feature != proposal["value"] for _, feature in self.nodes):
             raise InputError(f"feature {proposal['value']} is in none of the {len(self._pairs)} pairs that are drawn.")

@@ -10,7 +10,7 @@ from sparselens.errors import InputError
 from sparselens.views.base import clean
 from sparselens.views.panel import MOST_KNOBS, InterventionPanel
 from sparselens.views.turns import Turn, Turns
-from sparselens.views.widgets import ViewWidget, read_static
+from sparselens.views.widgets import ViewWidget, checks, read_static
 
 SIDES = ("untouched", "steered")
 
@@ -65,7 +65,7 @@ class PanelWidget(ViewWidget):
         """What is set, by feature."""
         return {f: v for f, v in zip(self.features, self.values, strict=True) if v is not None}
 
-    @traitlets.validate("values")
+    @checks("values")
     def _check_values(self, proposal: Any) -> list[float | None]:
         values = proposal["value"]
         if len(values) != len(self.features):
@@ -75,13 +75,13 @@ class PanelWidget(ViewWidget):
             raise InputError(f"a feature cannot be set to {bad}; give a number, or None to leave it to the model.")
         return values
 
-    @traitlets.validate("running")
+    @checks("running")
     def _check_running(self, proposal: Any) -> bool:
         if proposal["value"] and self.view.answer is None:
             raise InputError("there is no model to answer: make the panel with one.")
         return proposal["value"]
 
-    @traitlets.validate("feature")
+    @checks("feature")
     def _check_feature(self, proposal: Any) -> int:
         feature = proposal["value"]
         self._found = None if feature in (-1, *self.features) else self.view.knob(feature)

@@ -179,29 +179,34 @@ class ReasoningTimeline(View):
         beside = f'<th style="{_CELL}">the other chain</th>' if self.other else ""
         top = f'<tr style="{TABLE_ROW}"><th style="{_CELL}">step</th><th style="{_CELL}">label</th>' \
               f'<th style="{_CELL}">text</th>{names}{beside}</tr>'
-        rows = "".join(self._row(step, characters, whole) for step in range(shown))
+        scale = Scale.of(*(values for _, values in self.tokens or []))
+        firsts = [self.first_below(name) for name in self.probes]
+        rows = "".join(self._row(step, characters, firsts, scale if whole else None) for step in range(shown))
         left = len(self) - shown
         more = f'<div style="{_NOTE}">… {left:,} more; see to_frame()</div>' if left else ""
         return fragment(f'{head}<table style="{TABLE}">{top}{rows}</table>{more}', 1100)
 
-    def _row(self, step: int, characters: int, whole: bool) -> str:
-        cells = [f"{step + 1}", _mark(self.labels[step]), self._text(step, characters, whole)]
-        for k, name in enumerate(self.probes):
+    def _row(self, step: int, characters: int, firsts: list[int], scale: Scale | None) -> str:
+        cells = [f"{step + 1}", _mark(self.labels[step]), self._text(step, characters, scale)]
+        for k, first in enumerate(firsts):
             value, low, high = self.scores[k, :, step].tolist()
-            cells.append(_score(value, low, high, self.threshold, step == self.first_below(name)))
+            cells.append(_score(value, low, high, self.threshold, step == first))
         if self.other:
             cells.append(self.other._beside(step, characters))
         return f'<tr style="{TABLE_ROW}">' + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells) + "</tr>"
 
-    def _text(self, step: int, characters: int, whole: bool) -> str:
+    def _text(self, step: int, characters: int, scale: Scale | None) -> str:
+        """The text of a step; with a scale it opens to its tokens and features."""
         text = escape(self.steps[step], characters).replace("\n", "<br>")
+        if scale is None:
+            return text
         chips = ", ".join(f"{feature} {escape(said, 40)} ({number(value)})".replace("  ", " ")
                           for feature, said, value in self.features[step][:6])
         inner = f'<div style="{_NOTE}">fires: {chips}</div>' if chips else ""
         if self.tokens is not None:
             tokens, values = self.tokens[step]
-            inner += strip(tokens, values, scale=Scale.of(*(row for _, row in self.tokens)), max_tokens=160)
-        return f"<details><summary>{text}</summary>{inner}</details>" if inner and whole else text
+            inner += strip(tokens, values, scale=scale, max_tokens=160)
+        return f"<details><summary>{text}</summary>{inner}</details>" if inner else text
 
     def _beside(self, step: int, characters: int) -> str:
         if step >= len(self):

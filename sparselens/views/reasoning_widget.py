@@ -7,7 +7,7 @@ import traitlets
 
 from sparselens.views.base import clean, pack_texts
 from sparselens.views.reasoning import ReasoningTimeline
-from sparselens.views.widgets import ViewWidget, read_static
+from sparselens.views.widgets import ViewWidget, checks, read_static
 
 _CHARS = 4000  # of a step
 _STEPS = 500
@@ -55,16 +55,16 @@ class TimelineWidget(ViewWidget):
         """The chosen step, -1 for none."""
         return self.step
 
-    @traitlets.validate("step")
+    @checks("step")
     def _check_step(self, proposal: Any) -> int:
         most = max(len(chain["steps"]) for chain in self.chains)
         return self._between(proposal["value"], -1, most - 1, "step")
 
-    @traitlets.validate("probe")
+    @checks("probe")
     def _check_probe(self, proposal: Any) -> int:
         return self._between(proposal["value"], 0, max(len(self.probes) - 1, 0), "probe")
 
-    @traitlets.validate("threshold")
+    @checks("threshold")
     def _check_threshold(self, proposal: Any) -> float:
         if not 0 <= proposal["value"] <= 1:
             raise traitlets.TraitError(f"threshold is {proposal['value']}; it must lie between 0 and 1.")

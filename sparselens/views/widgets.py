@@ -1,12 +1,14 @@
 """The live widgets. Importing this module imports anywidget, so everything else imports it lazily."""
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anywidget
 import traitlets
 
+from sparselens.errors import InputError
 from sparselens.views.base import View, pack_columns
 
 if TYPE_CHECKING:
@@ -20,6 +22,26 @@ def read_static(*names: str) -> str:
     """Return files of the folder `static`, one after the other."""
     folder = Path(__file__).parent / "static"
     return "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
+
+
+class Refused(InputError, traitlets.TraitError):
+    """A value that a widget does not take. Both kinds at once: only for the second is what a page sent taken back."""
+
+
+def checks(*names: str) -> Callable[[Callable[[Any, Any], Any]], Any]:
+    """As `traitlets.validate`, for a check that raises InputError."""
+
+    def wrap(check: Callable[[Any, Any], Any]) -> Any:
+        @wraps(check)
+        def checked(widget: Any, proposal: Any) -> Any:
+            try:
+                return check(widget, proposal)
+            except InputError as error:
+                raise Refused(str(error)) from error
+
+        return traitlets.validate(*names)(checked)
+
+    return wrap
 
 
 class ViewWidget(anywidget.AnyWidget):
@@ -42,6 +64,14 @@ class ViewWidget(anywidget.AnyWidget):
         if not low <= value <= high:
             raise traitlets.TraitError(f"{name} is {value}; it must lie between {low} and {high}.")
         return value
+
+    def set_state(self, sync_data: dict[str, Any]) -> None:
+        """Take what a page sent, all of it or nothing: then the page is told what holds."""
+        try:
+            super().set_state(sync_data)
+        except traitlets.TraitError:
+            self.send_state([name for name in sync_data if name in self.keys])
+            raise
 
     def __repr__(self) -> str:
         return repr(self.view).replace("View(", "Widget(", 1)
@@ -93,20 +123,20 @@ class TokenWidget(ViewWidget):
         }
         super().__init__(view, fixed, feature=view.features[0])
 
-    @traitlets.validate("token")
+    @checks("token")
     def _check_token(self, proposal: Any) -> int:
         return self._between(proposal["value"], -1, len(self.tokens) - 1, "token")
 
-    @traitlets.validate("page")
+    @checks("page")
     def _check_page(self, proposal: Any) -> int:
         return self._between(proposal["value"], 0, (len(self.tokens) - 1) // self.page_size, "page")
 
-    @traitlets.validate("feature")
+    @checks("feature")
     def _check_feature(self, proposal: Any) -> int:
         self.view.column(proposal["value"])
         return proposal["value"]
 
-    @traitlets.validate("threshold")
+    @checks("threshold")
     def _check_threshold(self, proposal: Any) -> float:
         if not proposal["value"] >= 0:
             raise traitlets.TraitError(f"threshold is {proposal['value']}; it must be 0 or larger.")

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from sparselens.errors import InputError
 from sparselens.views import (
     Knob,
     browser_view,
@@ -72,7 +73,13 @@ def browser(n: int = 65_536):
     descriptions = [f"fires on: {WORDS[i % len(WORDS)]!r}" for i in range(n)]
     frame = pd.DataFrame({"feature": np.arange(n), "description": descriptions, "density": density,
                           "peak": 10 * density})
-    return browser_view(frame, card, title="Features")
+
+    def load(feature):
+        if not 0 <= feature < n:
+            raise InputError(f"there is no feature {feature}")
+        return card(feature)
+
+    return browser_view(frame, load, title="Features")
 
 
 def panel():

@@ -1,0 +1,168 @@
+"""What every view and every widget has: a static form in each output, traits that keep to their range, bounds."""
+
+import re
+from html import unescape
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import traitlets
+
+from sparselens.errors import InputError, NotFiniteError
+from sparselens.views import Knob, Selection, diff_view, mask_view, network_view, panel_view, sparsity_dial
+from sparselens.views.export import _own_state, _split
+from tests.views.allowed import check
+from tests.views.samples import diff_frame
+from tests.views.scale_views import AT_SCALE, a_row
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+# Bytes that travel to the browser at the size that a view is made for.
+BUDGETS = {
+    "tokens": 150_000, "diff": 400_000, "points": 1_600_000, "network": 400_000, "card": 60_000, "browser": 200_000,
+    "panel": 30_000, "timeline": 400_000, "dial": 20_000, "channels": 1_200_000, "masks": 1_300_000,
+}
+
+
+@pytest.fixture(scope="module")
+def at_scale():
+    """Views by name, each made once."""
+    made = {}
+    return lambda name: made.setdefault(name, AT_SCALE[name]())
+
+
+def payload(widget) -> int:
+    """Bytes of the state and of the buffers beside it."""
+    import json
+
+    state, buffers = _split(_own_state(widget))
+    return len(json.dumps(state, separators=(",", ":"))) + sum(len(text) * 3 // 4 for _, text in buffers)
+
+
+@pytest.mark.parametrize("name", AT_SCALE)
+def test_every_output_holds_the_static_form(at_scale, name):
+    view = at_scale(name)
+    still, live = view._repr_mimebundle_(), view.portable()._repr_mimebundle_()[0]
+    assert set(still) == {"text/plain", "text/html"}, "without a widget manager or a kernel this is what shows"
+    assert set(live) == {"text/plain", "text/html", WIDGET}
+    assert live["text/html"] == still["text/html"] == view.to_html()
+    assert len(still["text/html"]) <= 200_000
+    assert len(check(still["text/html"]).text) > 20
+    for said in (still["text/plain"], live["text/plain"]):
+        assert re.fullmatch(r"\w+\(.{1,200}\)", said), "a line, not all the traits"
+
+
+def test_a_page_made_of_live_outputs_shows_all_of_them(at_scale):
+    from nbconvert import HTMLExporter
+
+    cells = []
+    for name in AT_SCALE:
+        bundle, _ = at_scale(name).portable()._repr_mimebundle_()
+        cell = nbformat.v4.new_code_cell(f"{name}.explore()")
+        cell.outputs = [nbformat.v4.new_output("display_data", data=bundle)]
+        cells.append(cell)
+    html, _ = HTMLExporter().from_notebook_node(nbformat.v4.new_notebook(cells=cells))
+
+    def words(source):
+        return "".join(unescape(re.sub("<[^>]*>", "", source)).split())
+
+    shown = words(html)
+    for name in AT_SCALE:  # no widget state was stored, so the static form is what the page has
+        assert words(at_scale(name).to_html())[:400] in shown, name
+
+
+@pytest.mark.parametrize("name", AT_SCALE)
+def test_what_travels_keeps_to_its_budget(at_scale, name):
+    assert payload(at_scale(name).portable()) <= BUDGETS[name]
+
+
+# a trait of each widget, a value in its range and one outside, and what is said
+TRAITS = {
+    "tokens": ("token", 5, 2000, "between -1 and 1999"),
+    "diff": ("feature", None, 99_999, "not in this difference"),
+    "points": ("document", 7, 20_000, "between -1 and 19999"),
+    "network": ("feature", None, 99_999, "99999 is in none of the 250 pairs"),
+    "card": ("feature", 7, 99_999, "cannot load feature 99999"),
+    "browser": ("feature", 3, 65_536, "65536"),
+    "panel": ("feature", 2, 99_999, "no knob"),
+    "timeline": ("step", 5, 300, "between -1 and 299"),
+    "dial": ("method", "method 2", "method 9", "method 9"),
+    "channels": ("channel", 5, 14_336, "between -1 and 14335"),
+    "masks": ("head", 5, 9, "between 0 and 8"),
+}
+
+
+@pytest.mark.parametrize("name", AT_SCALE)
+def test_what_is_out_of_range_is_refused_and_the_old_choice_stays(at_scale, name):
+    trait, good, bad, said = TRAITS[name]
+    widget = at_scale(name).portable()
+    if good is not None:
+        setattr(widget, trait, good)
+    before = getattr(widget, trait)
+    with pytest.raises((InputError, traitlets.TraitError), match=said):
+        setattr(widget, trait, bad)
+    assert getattr(widget, trait) == before
+    with pytest.raises((InputError, traitlets.TraitError)):  # a front end may send it too
+        widget.set_state({trait: bad})
+    assert getattr(widget, trait) == before
+
+
+@pytest.mark.parametrize("name", AT_SCALE)
+def test_a_cell_that_is_run_again_makes_a_widget_of_its_own(at_scale, name):
+    view = at_scale(name)
+    trait, good, *_ = TRAITS[name]
+    old, html = view.portable(), view.to_html()
+    start = getattr(old, trait)
+    if good is not None:
+        setattr(old, trait, good)
+    new = view.portable()
+    assert new.model_id != old.model_id
+    assert getattr(new, trait) == start, "it starts afresh"
+    assert view.to_html() == html, "what is clicked does not change the view"
+    old.close()
+    new.send_state()
+
+
+def test_a_hub_outlives_the_widgets_of_earlier_runs(at_scale):
+    first = at_scale("points").portable()
+    chosen = Selection(first)
+    chosen.document = 4
+    first.close()  # its cell was run again
+    second, third = at_scale("points").portable(), at_scale("points").portable()
+    chosen.join(second)
+    assert second.document == 4
+    again = Selection(second, third)  # so was the cell with the hub
+    again.document = 9
+    assert (chosen.document, second.document, third.document) == (9, 9, 9)
+
+
+def test_nan_has_no_colour_in_masks_and_is_a_dash_in_tables():
+    with pytest.raises(NotFiniteError, match="NaN"):
+        mask_view(np.full((1, 1, 2, 2), np.nan), ["a", "b"], 1)
+    rows = pd.DataFrame({"method": "m", "sparsity": [0.25, 0.5], "perplexity": [np.nan, 11.0]})
+    text = check(sparsity_dial(rows, {"perplexity": 10.0}).to_html()).text
+    assert "nan" not in text.lower()
+    assert "–" in text
+    with pytest.raises((InputError, NotFiniteError)):
+        panel_view([Knob(1, "a", 0.0, float("nan"))], "p")
+
+
+def test_no_tokens_have_no_mask():
+    with pytest.raises(InputError):
+        mask_view(np.zeros((1, 1, 0, 0)), [], 1)
+    with pytest.raises(InputError):
+        mask_view(np.zeros((0, 2, 1, 1)), ["a"], 1)
+
+
+def test_a_million_features_and_pairs_stay_small():
+    n = 1_000_000
+    frame = diff_frame(100).sample(n, replace=True, random_state=0, ignore_index=True).assign(feature=range(n))
+    many = diff_view(frame, lambda feature: {"a": [a_row(0)], "b": []})
+    assert payload(many.explore()) < BUDGETS["diff"]
+    pairs = pd.DataFrame({"feature_a": np.arange(n) % 999, "feature_b": 1000 + np.arange(n) // 999,
+                          "npmi": np.linspace(0.9, 0.1, n), "support": 9})
+    network = network_view(pairs)
+    assert payload(network.explore()) < BUDGETS["network"]
+    for view in (many, network):
+        assert len(view.to_html()) <= 200_000
+        assert re.search(r"1,000,000|999,9\d\d more", check(view.to_html()).text), "how many there are is said"
