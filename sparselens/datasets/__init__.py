@@ -1,4 +1,4 @@
-"""Texts from files, the answers that come with the project, and generated data whose truth is known."""
+"""Texts from files, the answers and chains that come with the project, and generated data whose truth is known."""
 
 import lazy_loader
 
@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "dictionaries": ["KINDS", "Planted", "concept_tree", "planted", "sparse_mixture"],
         "families": ["instruction_families"],
-        "files": ["STYLES", "load_answers", "read_texts"],
+        "files": ["STYLES", "load_answers", "load_chains", "read_texts"],
         "recall": ["RECALL_KEYS", "RECALL_MASK", "RECALL_VALUES", "RECALL_VOCAB", "recall_rows"],
     },
 )

@@ -70,12 +70,29 @@ def load_answers(style: str) -> "pandas.DataFrame":
     if style not in STYLES:
         valid = ", ".join(STYLES)
         raise InputError(f"style={style!r} is unknown; valid are {valid}.{closest(style, STYLES)}")
-    places = [_PACKAGE / "_data" / "answers", _PACKAGE.parent / "data" / "answers"]
-    folder = next((place for place in places if (place / f"{style}.jsonl").is_file()), None)
-    if folder is None:
-        raise InputError(f"the file {style}.jsonl is not in this installation; looked in "
-                         f"{' and '.join(map(str, places))}. Install sparselens again.")
-    return read_texts(folder / f"{style}.jsonl", field="answer")
+    return read_texts(_shipped("answers", f"{style}.jsonl"), field="answer")
+
+
+def load_chains() -> "pandas.DataFrame":
+    """400 chains of thought that SmolLM2-135M-Instruct wrote to 100 made-up word problems, four to each, with verdicts.
+
+    `sl.read_traces(load_chains())` cuts them into steps. Nine in ten are wrong. The card beside the data,
+    `data/chains/README.md`, tells how they were made and chosen.
+
+    Returns:
+        A frame with the columns `problem`, `question`, `text`, `model` and `verdict` (is the last number the answer?).
+    """
+    return read_texts(_shipped("chains", "smollm2-135m-instruct.jsonl.gz"))
+
+
+def _shipped(folder: str, name: str) -> Path:
+    """A file that comes with the project, from an installation or a checkout."""
+    places = [_PACKAGE / "_data" / folder, _PACKAGE.parent / "data" / folder]
+    found = next((place / name for place in places if (place / name).is_file()), None)
+    if found is None:
+        raise InputError(f"the file {name} is not in this installation; looked in {' and '.join(map(str, places))}. "
+                         "Install sparselens again.")
+    return found
 
 
 def _kind(path: Path) -> str:

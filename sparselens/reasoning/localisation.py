@@ -23,7 +23,8 @@ class ErrorsFound(Shown):
         exact: wrong chains whose first step below the threshold is the first error.
         kept: right chains without a step below it.
         f1: harmonic mean of the two, as ProcessBench has it.
-        told: wrong chains in which the lowest score is at the first error, knowing that there is one.
+        told: wrong chains in which the likeliest place of the first error is right, knowing there is one: the step k
+            with the largest `(1 - p_k) * p_1 ... p_(k-1)`.
         chance: the same for a step drawn evenly.
         n_wrong, n_right: chains whose first error is known, and right ones.
         threshold: below it a step is doubted.
@@ -85,13 +86,20 @@ def first_errors(traces: Any, scores: Sequence[Any], threshold: float = 0.5, see
         raise InputError("no chain has a known first error: give labels, with 0 at the first wrong step.")
     hit = np.array([predicted[i] == truth[i] for i in wrong], dtype=np.float64)
     clear = np.array([predicted[i] == -1 for i in right], dtype=np.float64)
-    lowest = np.array([int(rows[i].argmin()) == truth[i] for i in wrong], dtype=np.float64)
+    likeliest = np.array([_likeliest(rows[i]) == truth[i] for i in wrong], dtype=np.float64)
     problems = np.array(traces.problems, dtype=object)
     exact, kept = (_share(x, problems[own], seed) for x, own in ((hit, wrong), (clear, right)))
     return ErrorsFound(
-        exact, kept, _f1(hit, clear, problems[wrong], problems[right], seed), _share(lowest, problems[wrong], seed),
+        exact, kept, _f1(hit, clear, problems[wrong], problems[right], seed), _share(likeliest, problems[wrong], seed),
         float(np.mean([1 / len(rows[i]) for i in wrong])), len(wrong), len(right), threshold, predicted,
     )
+
+
+def _likeliest(p: np.ndarray) -> int:
+    """The step that is wrong while all before it are right, with the largest probability; the first of several."""
+    p = p.clip(1e-6, 1 - 1e-6)
+    before = np.concatenate([[0.0], np.cumsum(np.log(p))[:-1]])
+    return int(np.argmax(np.log1p(-p) + before))
 
 
 def _share(x: np.ndarray, groups: np.ndarray, seed: int) -> Score:

@@ -187,8 +187,9 @@ def probe_steps(
     """Probe steps for a property, from each representation and from the baselines, on problems held out.
 
     Always in the table: the prior; figures of the text alone ("statistics"); its words; dense states at the last token,
-    averaged, and before the step ("context"). No problem is on both sides of the split. For "length" and "first_token"
-    the text baselines read only what stands before the step: what has seen a step knows how long it is.
+    averaged, and before the step ("context"); the last state and the figures together ("last + statistics"). No problem
+    is on both sides of the split. For "length" and "first_token" the text baselines read only what stands before the
+    step: what has seen a step knows how long it is.
 
     Args:
         traces: what `read_traces` reads.
@@ -302,18 +303,24 @@ def _fitted(
 
 
 def _texts_alone(traces: Traces, rows: Rows, task: str, train: np.ndarray) -> dict[str, Any]:
-    """The baselines that no model is needed for."""
+    """The baselines that no model is needed for, and the last state beside them."""
     if task in _SEEING:
         return {"context statistics": context_statistics(traces)}
     words = word_counts(rows.texts, train)
     if task != "verdict":
-        return {"statistics": step_statistics(traces, train), "words": words}
+        return _with_states({"statistics": step_statistics(traces, train), "words": words}, rows)
     counts = np.array([len(trace) for trace in traces])
     of_train = np.flatnonzero(np.repeat(np.isin(np.arange(len(traces)), train), counts))
     steps = step_statistics(traces, of_train)
     ends = np.cumsum(counts)
     chains = np.concatenate([np.add.reduceat(steps, ends - counts) / counts[:, None], steps[ends - 1]], axis=1)
-    return {"statistics": chains.astype(np.float32), "words": words}
+    return _with_states({"statistics": chains.astype(np.float32), "words": words}, rows)
+
+
+def _with_states(texts: dict[str, Any], rows: Rows) -> dict[str, Any]:
+    """These, and the last state and the figures of the text read together: what both know in one probe."""
+    both = np.concatenate([rows.matrices["last"], texts["statistics"]], axis=1)
+    return {**texts, "last + statistics": both}
 
 
 def _prior(

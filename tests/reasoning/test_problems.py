@@ -7,7 +7,7 @@ import pytest
 
 import sparselens as sl
 from sparselens.errors import InputError
-from sparselens.reasoning import check_arithmetic
+from sparselens.reasoning import check_arithmetic, final_number
 
 CHAINS = sl.planted_chains(600, seed=3)
 EVENTS = {"finds": "+", "buys": "+", "gives away": "-", "loses": "-", "hands": "*"}
@@ -72,3 +72,25 @@ def test_seeds_and_shares():
     for wrong in ({"kind": "sums"}, {"n": 0}, {"share_wrong": 2.0}):
         with pytest.raises(InputError):
             sl.planted_chains(**wrong)
+
+
+@pytest.mark.parametrize("moves", [(1, 1), (1, 3), (5, 5)])
+def test_problems_are_as_long_as_asked(moves):
+    for trace in sl.planted_chains(60, moves=moves, seed=1):
+        things = len(trace) - (0 if "Every" in trace.question else 1)
+        assert moves[0] <= things <= moves[1]
+    with pytest.raises(InputError, match="between 1 and 5"):
+        sl.planted_chains(4, moves=(2, 6))
+
+
+def test_the_chains_that_come_along_have_the_verdicts_that_their_problems_give():
+    frame = sl.datasets.load_chains()
+    traces = sl.read_traces(frame)
+    assert (len(traces), len(set(traces.problems)), sum(traces.verdicts)) == (400, 100, 41)
+    for trace in traces:
+        value, events = told(trace.question)
+        for operation, n in events:
+            value = {"+": value + n, "-": value - n, "*": value * n}[operation]
+        assert trace.verdict == (final_number(trace.text) == str(value)), trace.text
+    notes = traces.check_arithmetic().step_labels()
+    assert (np.isfinite(notes).sum(), np.nansum(notes)) == (506, 143)
