@@ -1,10 +1,17 @@
 """Sparse attention on a CPU: the `gather` executor against dense causal attention, and what planning costs apart.
 
 Figures are CPU seconds of one thread, the least of several rounds that take turns.
+
+    python -m tests.benchmarks.bench_attention        # the whole curve, and its picture beside that of flex.json
+
+writes `attention.json` and `docs/assets/attention_speed.png`.
 """
 
+import json
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,31 +23,84 @@ from sparselens.models.attention_function import Heads
 HEADS, KV, D, BLOCK, ROUNDS = 9, 3, 64, 64, 5
 LENGTHS, DENSITIES = (1024, 2048, 4096), (0.11, 0.25, 0.5)
 AIMS = {0.11: 2.5, 0.25: 1.3}
+CURVE = ((512, 1024, 2048, 4096, 8192), (0.03, 0.06, 0.11, 0.25, 0.5, 0.7, 0.85, 1.0))
+HERE = Path(__file__).resolve()
+RECORD, GPU = HERE.with_name("attention.json"), HERE.with_name("flex.json")
+PICTURE = HERE.parents[2] / "docs" / "assets" / "attention_speed.png"
 
 
 def run() -> list[dict[str, object]]:
     """Rows by length and density: speed over dense causal attention."""
     rows: list[dict[str, object]] = []
     for n in LENGTHS:
-        heads, allowed = random_heads(n), Allowed(n, n)
-        found = {}
-        work: dict[str, Callable] = {"dense": lambda heads=heads: dense(heads)}
-        for density in DENSITIES:
-            pattern = random_pattern(allowed, density)
-            found[density] = pattern.density(allowed)
-            work[f"{density}"] = lambda heads=heads, pattern=pattern, allowed=allowed: gather(heads, pattern, allowed)
-        seconds = least(work)
-        for density in DENSITIES:
-            aimed = n > 1024 and density in AIMS
+        for wanted, density, gathered, whole in measured(n, DENSITIES):
+            aimed = n > 1024 and wanted in AIMS
             rows.append({
-                "name": f"gather, {n} tokens, density {found[density]:.2f}",
-                "ours": 1 / seconds[f"{density}"],
-                "baseline": 1 / seconds["dense"],
-                "target": f">= {AIMS[density]}" if aimed else "> 0",
+                "name": f"gather, {n} tokens, density {density:.2f}",
+                "ours": 1 / gathered,
+                "baseline": 1 / whole,
+                "target": f">= {AIMS[wanted]}" if aimed else "> 0",
                 "unit": "layers/s",
                 "note": f"{HEADS} heads of {D} ({KV} for keys), blocks of {BLOCK}, float32, one thread, planning apart",
             })
     return rows + planning()
+
+
+def measured(n: int, densities: Sequence[float]) -> list[tuple[float, float, float, float]]:
+    """For each density asked for: it, the one that came out, and seconds of `gather` and of dense attention."""
+    heads, allowed = random_heads(n), Allowed(n, n)
+    patterns = {density: random_pattern(allowed, density) for density in densities}
+    work: dict[str, Callable] = {"dense": lambda: dense(heads)}
+    work |= {str(d): lambda pattern=pattern: gather(heads, pattern, allowed) for d, pattern in patterns.items()}
+    seconds = least(work)
+    return [(d, patterns[d].density(allowed), seconds[str(d)], seconds["dense"]) for d in densities]
+
+
+def curve() -> None:
+    """Measure all of `CURVE`, write it down and draw it."""
+    lengths, densities = CURVE
+    found = {str(n): [[density, whole / gathered] for _, density, gathered, whole in measured(n, densities)]
+             for n in lengths}
+    how = (f"gather against dense causal attention, {HEADS} heads of {D} ({KV} for keys), blocks of {BLOCK}, float32, "
+           f"one thread, CPU seconds, least of {ROUNDS} rounds; torch {torch.__version__}")
+    record = {"how": how, "speed by tokens: density, times dense": found}
+    RECORD.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    draw(found)
+
+
+def draw(found: dict[str, list[list[float]]]) -> None:
+    """The curves of the CPU, and those of `flex.json`."""
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", dpi=100)
+    for n, points in found.items():
+        left.plot(*zip(*points, strict=True), marker="o", markersize=3, label=f"{int(n):,} tokens")
+    left.set_title("CPU, gather, causal", loc="left", fontsize=10)
+    gpu = json.loads(GPU.read_text("utf-8"))
+    for against, style in (("FlashAttention", "-"), ("cuDNN", "--")):
+        for tokens, colour in (("65,536", "#0072B2"), ("32,768", "#D55E00")):
+            points = flex_points(gpu["rows"], tokens, against)
+            right.plot(*zip(*points, strict=True), style, color=colour, marker="o", markersize=3,
+                       label=f"{tokens} tokens, against {against}")
+    right.set_title(f"{gpu['made_with']['card']}, flex, causal, head dim 128", loc="left", fontsize=10)
+    for axes in (left, right):
+        axes.axhline(1, color="#888888", linewidth=1)
+        axes.set(xlabel="share of the pairs of tokens", ylabel="times as fast as dense", yscale="log")
+        axes.set_yticks([0.5, 1, 2, 4, 8, 16], ["0.5", "1", "2", "4", "8", "16"])
+        axes.minorticks_off()
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(PICTURE)
+
+
+def flex_points(rows: list[dict], tokens: str, against: str) -> list[tuple[float, float]]:
+    """Density and speed of flex over one kernel of dense attention, from recorded rows."""
+    points = []
+    for row in rows:
+        name = re.fullmatch(rf"flex, {tokens} tokens, causal, head dim 128, density ([\d.]+)", row["name"])
+        if name:
+            cudnn = float(re.search(r"cuDNN's dense ([\d.]+) ms", row["note"])[1])
+            points.append((float(name[1]), (row["baseline"] if against == "FlashAttention" else cudnn) / row["ours"]))
+    return points
 
 
 def planning() -> list[dict[str, object]]:
@@ -89,3 +149,7 @@ def least(work: dict[str, Callable]) -> dict[str, float]:
                 call()
                 seconds[name] = min(seconds[name], time.process_time() - start)
     return seconds
+
+
+if __name__ == "__main__":
+    curve()
