@@ -306,10 +306,13 @@ class Counted(Watched):
         found = self.sums.setdefault((layer.index, segment.phase), new | {"executors": {}})
         allowed = layer.allowed.part(segment.start, segment.stop)
         kept, pairs = segment.pattern.pairs(allowed)
-        possible = (allowed.tiles(segment.pattern.block) > 0).expand_as(segment.pattern.keep)
+        blocks, possible = kept, pairs
+        if segment.pattern.block != (1, 1):
+            there = (allowed.tiles(segment.pattern.block) > 0).expand_as(segment.pattern.keep)
+            blocks, possible = (segment.pattern.keep & there).sum(), there.sum()
         found["kept"] += float(kept.sum())
         found["pairs"] += float(pairs.sum())
-        found["blocks"] += float((segment.pattern.keep & possible).sum())
+        found["blocks"] += float(blocks.sum())
         found["possible"] += float(possible.sum())
         found["repaired"] += segment.pattern.repaired
         found["plan_ms"] += 1000 * segment.seconds

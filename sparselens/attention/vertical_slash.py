@@ -170,13 +170,20 @@ class Lines:
         allowed = self.layer.allowed
         keys = torch.arange(allowed.n_k, device=columns.device)
         if granularity == "exact":
-            away = torch.arange(allowed.n_q, device=keys.device)[:, None] + allowed.offset - keys
-            return Pattern((distances[..., away.clamp(min=0)] & (away >= 0)) | columns[:, :, None], (1, 1))
+            return Pattern(by_distance(distances, allowed.n_q) | columns[:, :, None], (1, 1))
         ends = (torch.arange(-(-allowed.n_q // KERNEL), device=keys.device)[:, None] + 1) * KERNEL + allowed.offset
         running = F.pad(distances.int().cumsum(-1), (1, 0))
         upper, lower = ((ends - edge - keys).clamp(min=0, max=allowed.n_k) for edge in (0, KERNEL))
         squares = running[..., upper] > running[..., lower]
         return Pattern(squares | columns[:, :, None], (KERNEL, 1))
+
+
+def by_distance(distances: Bool[Tensor, "b h k"], n_q: int) -> Bool[Tensor, "b h q k"]:
+    """The mask of distances for the last `n_q` of `k` queries: key j of query i is kept where `i - j` is, if j <= i."""
+    n = distances.shape[-1]
+    line = F.pad(distances.flip(-1), (0, n))
+    rows = line.unfold(-1, n, 1)  # row s holds the distances of query n - 1 - s, and nothing after it
+    return rows[..., :n_q, :].flip(-2)
 
 
 def _starts(rows: Tensor, there: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from sparselens.attention.method import Layer
 from sparselens.attention.pattern import Allowed
 from sparselens.attention.quest import bounds, page_ranges
 from sparselens.attention.snapkv import always, importance
-from sparselens.attention.vertical_slash import Lines
+from sparselens.attention.vertical_slash import Lines, by_distance
 
 N, H, KV, D = 200, 4, 2, 8
 
@@ -65,6 +65,17 @@ def test_vertical_slash_keeps_first_columns_and_near_distances_and_the_kernel_ke
     rows, keys = torch.arange(N)[:, None], torch.arange(N)
     forced = ((keys < 4) | (rows - keys < 64)) & (keys <= rows)
     assert exact[..., forced].all()
+
+
+@pytest.mark.parametrize(("n", "n_q"), [(1, 1), (9, 9), (9, 4), (9, 1)])
+def test_a_mask_of_distances(n, n_q):
+    distances = torch.rand(2, 3, n) < 0.5
+    keep = by_distance(distances, n_q)
+    for i in range(n_q):
+        for j in range(n):
+            away = i + n - n_q - j
+            wanted = distances[..., away] if away >= 0 else torch.zeros(2, 3, dtype=torch.bool)
+            assert torch.equal(keep[..., i, j], wanted)
 
 
 def test_kernel_squares_are_those_of_their_definition():
