@@ -8,13 +8,13 @@ import traitlets
 from sparselens.views.masks import MaskView
 from sparselens.views.widgets import ViewWidget, checks, read_static
 
-_CELLS = 1_000_000  # of a byte each
+_BYTES = 1_000_000  # of all that is sent, about; a cell takes one
 
 
 class MaskWidget(ViewWidget):
     """Masks of attention heads to walk through; made by `MaskView.explore()`.
 
-    It holds the first layers, as many as fit into a megabyte.
+    It holds the first layers, as many as fit into a megabyte. Where not even one does, its tiles are longer.
 
     Traits to read, set and observe:
         layer, head: the chosen head; `layer` counts the layers of the view from 0.
@@ -45,8 +45,9 @@ class MaskWidget(ViewWidget):
     mark = traitlets.Int(0).tag(sync=True)
 
     def __init__(self, view: MaskView) -> None:
+        shown, view = view, _fitting(view)
         _, n_heads, side, _ = view.kept.shape
-        n = max(1, _CELLS // (n_heads * side * side * (1 if view.other is None else 2)))
+        n = max(1, _room(view) // _cells(view))
         fixed: dict[str, Any] = {
             "title": view.title or "", "tokens": view.tokens, "tile": view.tile, "names": view.layers[:n],
             "n_heads": n_heads, "side": side, "possible": view.possible.astype(np.uint8).tobytes(),
@@ -62,7 +63,7 @@ class MaskWidget(ViewWidget):
             fixed["mark_kept"] = _bytes(np.stack([mark.kept[:n] for mark in marks.values()]))
             if all(x is not None for x in lost):
                 fixed["mark_lost"] = _bytes(np.stack([x[:n] for x in lost if x is not None]))
-        super().__init__(view, fixed, layer=min(view.shown, len(fixed["names"]) - 1))
+        super().__init__(shown, fixed, layer=min(view.shown, len(fixed["names"]) - 1))
 
     @property
     def selected(self) -> tuple[int, int]:
@@ -87,6 +88,23 @@ class MaskWidget(ViewWidget):
 
     def __repr__(self) -> str:
         return repr(self.view).replace("MaskView(", "MaskWidget(", 1)
+
+
+def _cells(view: MaskView) -> int:
+    """Bytes of a layer."""
+    return view.kept[0].size * (1 if view.other is None else 2)
+
+
+def _room(view: MaskView) -> int:
+    """Bytes that the tokens leave to the masks."""
+    return _BYTES - sum(len(token.encode()) + 3 for token in view.tokens)
+
+
+def _fitting(view: MaskView) -> MaskView:
+    """The view, in longer tiles where a layer would not fit."""
+    while _cells(view) > _room(view) and view.kept.shape[-1] > 32:
+        view = view.coarser(2)
+    return view
 
 
 def _bytes(shares: np.ndarray) -> bytes:

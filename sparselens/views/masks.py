@@ -165,6 +165,32 @@ class MaskView(View):
             raise InputError(f"no layer {index} here: there are {', '.join(map(str, self.layers))}.")
         return replace(self, shown=self.layers.index(index))
 
+    def coarser(self, factor: int) -> "MaskView":
+        """The same masks in tiles `factor` times as long: the mean of the tiles in which anything may be kept."""
+        n = -(-len(self.possible) // factor)
+
+        def rows(x: np.ndarray, axis: int) -> np.ndarray:
+            """Sums along an axis over `factor` neighbours, the last group filled up with nothing."""
+            widths = [(0, n * factor - size if i == axis % x.ndim else 0) for i, size in enumerate(x.shape)]
+            grouped = np.pad(x, widths).reshape(*x.shape[: axis % x.ndim], n, factor, *x.shape[axis % x.ndim + 1 :])
+            return grouped.sum(axis % x.ndim + 1)
+
+        may = self.possible.astype(np.float32)
+        tiles = rows(rows(may, -1), -2)
+        queries = rows(np.ones(len(may), dtype=np.float32), -1)
+
+        def tiled(shares: np.ndarray) -> np.ndarray:
+            return rows(rows(shares * may, -1), -2) / np.maximum(tiles, 1)
+
+        def by_query(shares: np.ndarray) -> np.ndarray:
+            return rows(shares, -1) / queries
+
+        other, lost = (None if x is None else fold(x) for x, fold in ((self.other, tiled), (self.lost, by_query)))
+        marks = {name: Mark(mark.spans, by_query(mark.kept), None if mark.lost is None else by_query(mark.lost))
+                 for name, mark in self.marks.items()}
+        return replace(self, kept=tiled(self.kept), other=other, lost=lost, marks=marks, possible=tiles > 0,
+                       tile=self.tile * factor)
+
     def summary(self) -> str:
         """Say how much is kept, which head loses most, and what the last queries keep of what is marked."""
         return " ".join([self._masks(), *(self._followed(name, mark) for name, mark in self.marks.items())])

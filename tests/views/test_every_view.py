@@ -19,8 +19,8 @@ from tests.views.scale_views import AT_SCALE, a_row
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # Bytes that travel to the browser at the size that a view is made for.
 BUDGETS = {
-    "tokens": 150_000, "diff": 400_000, "points": 1_600_000, "network": 400_000, "card": 60_000, "browser": 200_000,
-    "panel": 30_000, "timeline": 400_000, "dial": 20_000, "channels": 1_200_000, "masks": 1_300_000,
+    "tokens": 150_000, "diff": 200_000, "points": 1_000_000, "network": 100_000, "card": 60_000, "browser": 120_000,
+    "panel": 5_000, "timeline": 250_000, "dial": 10_000, "channels": 700_000, "masks": 1_050_000,
 }
 
 

@@ -150,8 +150,34 @@ def test_marks_survive_packing():
 
 def test_a_large_view_is_sent_in_part():
     widget = mask_view(np.ones((40, 16, 48, 48)), ["x"] * 48, 1).explore()
-    assert widget.names == list(range(1_000_000 // (16 * 48 * 48)))
+    assert widget.names == list(range((1_000_000 - 4 * 48) // (16 * 48 * 48)))
     assert len(widget.kept) <= 1_000_000
+
+
+@pytest.mark.parametrize("factor", [2, 3, 7])
+def test_longer_tiles_are_means_of_what_may_be_kept(factor):
+    view = sample(other=True)
+    coarse = view.coarser(factor)
+    side = len(view.possible)
+    assert coarse.tile == 4 * factor and coarse.kept.shape[-1] == -(-side // factor)
+    for q in range(len(coarse.possible)):
+        for k in range(len(coarse.possible)):
+            part = np.ix_(*(range(i * factor, min(side, (i + 1) * factor)) for i in (q, k)))
+            may = view.possible[part]
+            assert coarse.possible[q, k] == may.any()
+            if may.any():
+                for now, before in ((coarse.kept, view.kept), (coarse.other, view.other)):
+                    np.testing.assert_allclose(now[1, 2, q, k], before[1, 2][part][may].mean(), rtol=1e-5)
+        rows = slice(q * factor, (q + 1) * factor)
+        np.testing.assert_allclose(coarse.lost[..., q], view.lost[..., rows].mean(-1), rtol=1e-5)
+
+
+def test_32_000_tokens_are_sent_in_longer_tiles_and_within_a_megabyte():
+    view = mask_view(np.tile(np.tri(500), (2, 9, 1, 1)), [" token"] * 32_000, 64, possible=np.tri(500) > 0)
+    widget = view.explore()
+    assert widget.tile == 128 and widget.side == 250 and widget.view is view
+    assert len(widget.kept) + sum(len(token) + 3 for token in widget.tokens) <= 1_000_000
+    assert set(widget.kept) == {0, 255}
 
 
 def test_traits_keep_to_the_masks():
