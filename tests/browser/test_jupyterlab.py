@@ -62,6 +62,12 @@ ALL_DONE = """() => {
     return cells.every(cell => cell.model.executionCount !== null)
         && panel.sessionContext.session?.kernel?.status === 'idle';
 }"""
+RUN_FIRST = """async () => {
+    const notebook = jupyterapp.shell.currentWidget.content;
+    notebook.deselectAll();
+    notebook.activeCellIndex = 0;
+    await jupyterapp.commands.execute('notebook:run-cell');
+}"""
 RUN_LAST = """async () => {
     const notebook = jupyterapp.shell.currentWidget.content;
     notebook.deselectAll();
@@ -69,6 +75,11 @@ RUN_LAST = """async () => {
     await jupyterapp.commands.execute('notebook:run-cell');
 }"""
 CELLS = "(n => [n.activeCellIndex, n.widgets.length, n.mode])(jupyterapp.shell.currentWidget.content)"
+RESTART = """async () => {
+    const { sessionContext } = jupyterapp.shell.currentWidget;
+    await sessionContext.restartKernel();
+    await sessionContext.ready;
+}"""
 NOTEBOOK_OPEN = "window.jupyterapp?.shell.currentWidget?.content?.widgets?.length"
 
 
@@ -188,6 +199,23 @@ def test_all_widgets_in_one_notebook(lab, open_page):
     assert "Error displaying widget" not in page.locator("body").inner_text()
     answered = page.locator(".sl-outcome tr")
     answered.nth(3).wait_for()  # the panel has answered from its thread, and its numbers have come
+    watched.assert_quiet()
+
+    views.evaluate_all("all => all.forEach(view => { view.dataset.old = '1'; })")
+    page.evaluate(RUN_FIRST)  # out of order: the widgets of the earlier run are gone, and as many are there anew
+    page.locator("[data-old]").first.wait_for(state="detached")
+    page.wait_for_function(ALL_DONE, timeout=SLOW)
+    views.nth(len(VIEWS)).wait_for()
+    assert views.count() == len(VIEWS) + 1
+    assert page.locator(".sl-lost").count() == 0
+
+    page.evaluate(RESTART)
+    lost = page.get_by_text("The kernel behind this view is gone.")
+    lost.nth(len(VIEWS)).wait_for()
+    assert (lost.count(), views.count()) == (len(VIEWS) + 1, len(VIEWS) + 1), "all can still be read, and say so"
+    table = page.locator(".sl-view tbody tr")
+    table.nth(1).click()
+    assert table.nth(1).get_attribute("aria-selected") == "true"
     watched.assert_quiet()
 
 

@@ -30,7 +30,7 @@ def test_the_masks_tell_what_they_hold(show):
     view = sample(title="a title")
     watched = show(view)
     page = watched.page
-    assert page.locator(".sl-head").count() == 3
+    assert page.locator(".sl-thumb").count() == 3
     page.get_by_role("combobox", name="layer").select_option(label="7")
     page.get_by_role("button", name="head 1").click()
     assert _told(page).startswith("layer 7, head 1: keeps 100.0% of its tiles, loses")

@@ -259,7 +259,7 @@ def test_a_card_points_at_the_value_of_a_token(show):
     assert page.locator("input[type=number]").count() == 0, "a file has no other card to go to"
     mark = page.locator(".sl-mark[data-value='2']").first
     mark.hover()
-    line, bars = page.locator(".sl-here").bounding_box(), page.locator(".sl-hist").bounding_box()
+    line, bars = page.locator(".sl-needle").bounding_box(), page.locator(".sl-hist").bounding_box()
     assert (line["x"] - bars["x"]) / bars["width"] == pytest.approx((2 - 0.1) / 9.9, abs=0.02)
     page.locator(".sl-item").first.focus()
     page.keyboard.press("ArrowDown")

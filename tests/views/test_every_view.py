@@ -2,6 +2,7 @@
 
 import re
 from html import unescape
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import traitlets
 
 from sparselens.errors import InputError, NotFiniteError
-from sparselens.views import Knob, Selection, diff_view, mask_view, network_view, panel_view, sparsity_dial
+from sparselens.views import Knob, Selection, diff_view, mask_view, network_view, panel_view, sparsity_dial, widgets
 from sparselens.views.export import _own_state, _split
 from tests.views.allowed import check
 from tests.views.samples import diff_frame
@@ -166,3 +167,16 @@ def test_a_million_features_and_pairs_stay_small():
     for view in (many, network):
         assert len(view.to_html()) <= 200_000
         assert re.search(r"1,000,000|999,9\d\d more", check(view.to_html()).text), "how many there are is said"
+
+
+def test_no_style_of_one_widget_falls_on_another(at_scale):
+    """JupyterLab has the styles of all widgets on one page."""
+    folder = Path(widgets.__file__).parent / "static"
+    made = [at_scale(name).portable() for name in AT_SCALE]
+    for path in folder.glob("*.css"):
+        text = path.read_text("utf-8")
+        others = [widget for widget in made if text not in str(widget._css)]
+        bare = set(re.findall(r"^\.sl-view \.(sl-[\w-]+)(?:[ ,{:\[]|$)", text, re.MULTILINE))
+        used = {name for widget in others for name in bare if re.search(rf"\b{name}\b(?!-)", str(widget._esm))}
+        allowed = set(re.findall(r"\.(sl-[\w-]+)", (folder / "shared.css").read_text("utf-8")))
+        assert used - allowed == set(), path.name

@@ -13,7 +13,7 @@ function buildBars(card) {
     bar.title = `${number(card.edges[i])} to ${number(card.edges[i + 1])}: ${count} tokens`;
     return bar;
   });
-  const line = make("div", "sl-here");
+  const line = make("div", "sl-needle");
   node.setAttribute("role", "img");
   node.setAttribute("aria-label", `values from ${number(low)} to ${number(card.edges.at(-1))}`);
   node.append(...bars, line);

@@ -273,7 +273,7 @@ function buildList(model, points, change) {
     const swatch = make("span", "sl-swatch");
     swatch.style.background = model.get("colours")[points.code[i]];
     title.append(swatch, `text ${i} · ${visible(model.get("classes")[points.code[i]])}`);
-    node.append(title, make("div", "sl-words"));
+    node.append(title, make("div", "sl-whole"));
     return node;
   }
 

@@ -175,7 +175,7 @@ function render({ model, el }) {
   grid.setAttribute("role", "group");
   grid.setAttribute("aria-label", "heads");
   const thumbs = Array.from({ length: data.heads }, (_, head) => {
-    const node = button("", () => change({ head }), { name: `head ${head}`, className: "sl-head" });
+    const node = button("", () => change({ head }), { name: `head ${head}`, className: "sl-thumb" });
     const canvas = make("canvas");
     canvas.style.width = canvas.style.height = `${THUMB}px`;
     node.append(canvas, make("span", "sl-muted", `${head}`));

@@ -25,7 +25,7 @@ function buildTrack() {
   const words = make("span", "sl-number");
   const track = make("div", "sl-track");
   const spread = make("span", "sl-spread");
-  const line = make("span", "sl-line");
+  const line = make("span", "sl-limit");
   const dot = make("span", "sl-dot");
   track.append(spread, line, dot);
   node.append(words, track);

@@ -4,6 +4,7 @@ const ORANGE = "230,159,0";
 const BLUE = "0,114,178";
 const VERMILLION = "213,94,0";
 const TOKEN_CHARS = 400;
+const LOST = "The kernel behind this view is gone. What is here can still be read; run the cell again for the rest.";
 // Characters that show nothing, or turn the reading direction of what follows.
 const HIDDEN =
   /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
@@ -191,7 +192,13 @@ function mount({ model, el, root, updates }) {
   el.append(root);
   const names = Object.keys(updates);
   names.forEach((name) => model.on("change:" + name, updates[name]));
+  // Jupyter tells when the kernel behind a view is gone; what was clicked would then go nowhere
+  const note = make("div", "sl-lost", LOST);
+  note.setAttribute("role", "status");
+  const lost = () => root.append(note);
+  model.on("comm_live_update", lost);
   return () => {
+    model.off("comm_live_update", lost);
     names.forEach((name) => model.off("change:" + name, updates[name]));
     root.remove();
   };
