@@ -57,26 +57,34 @@ def page(text: str) -> str:
 
 def measured() -> str:
     """What the claim checks gave, paper by paper, as Markdown."""
-    parts = []
-    for number, facts in papers().items():
+    parts, listed = [], papers()
+    records = {path: json.loads(path.read_text("utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+    for number, facts in listed.items():
         lines = []
-        for path in sorted(RESULTS.glob("*.json")):
-            record = json.loads(path.read_text("utf-8"))
-            own = [found for found in record["rows"] if number in found["paper"]]
+        for path, record in records.items():
+            own = [found for found in record["rows"] if number == paper_of(found, record, listed)]
             if own:
                 made = record["made_with"]
                 lines += ["", f"`{path.stem}.py`, torch {made['torch']}, transformers {made['transformers']}:", "",
                           "| Claim | Data | Seeds | Baseline | Result | Spread | Holds |", "| " + "--- | " * 7,
-                          *(measured_row(found) for found in own)]
+                          *(measured_row(found, number) for found in own)]
         if lines:
             parts += [f"## {facts['title']}", f"[arXiv {number}](https://arxiv.org/abs/{number}). {facts['method']}",
                       *lines, ""]
     return "\n".join(parts)
 
 
-def measured_row(found: Mapping[str, Any]) -> str:
-    """One measured row as a line of a table."""
+def paper_of(found: Mapping[str, Any], record: Mapping[str, Any], listed: Mapping[str, Any]) -> str | None:
+    """Number of the paper that a row is about; for one that is not in the list, that of the check it comes from."""
+    named = [number for row in (found, *record["rows"]) for number in listed if number in row["paper"]]
+    return named[0] if named else None
+
+
+def measured_row(found: Mapping[str, Any], number: str) -> str:
+    """One measured row as a line of a table; it names its paper where it is another than `number`."""
     cells = [cell(found[name]) for name in ("claim", "data", "seeds", "baseline", "result", "spread")]
+    if number not in found["paper"]:
+        cells[0] = f"{cell(found['paper'])}: {cells[0]}"
     return "| " + " | ".join([*cells, "yes" if found["holds"] else "**no**"]) + " |"
 
 

@@ -318,12 +318,15 @@ def test_the_table_of_papers_is_made_from_their_facts():
 def test_what_claim_checks_gave_is_recorded_under_a_paper_and_a_check_that_exist():
     records = sorted((ROOT / "tests" / "claims" / "results").glob("*.json"))
     assert records
-    numbers = set(papers_module().papers())
+    papers = papers_module()
+    listed, shown = papers.papers(), papers.measured()
     for path in records:
         assert (ROOT / "tests" / "claims" / f"{path.stem}.py").exists(), f"{path.name} has no check any more"
-        for found in json.loads(path.read_text("utf-8"))["rows"]:
+        record = json.loads(path.read_text("utf-8"))
+        for found in record["rows"]:
             assert set(found) == set(ROW_KEYS)
-            assert any(number in found["paper"] for number in numbers), f"{path.name}: no such paper: {found['paper']}"
+            assert papers.paper_of(found, record, listed), f"{path.name}: no paper of the list: {found['paper']}"
+            assert papers.cell(found["claim"]) in shown
 
 
 def test_the_papers_module_itself(tmp_path):
@@ -334,8 +337,9 @@ def test_the_papers_module_itself(tmp_path):
     assert papers.row("2401.00001", facts | {"result": "0.5", "notebook": "01.ipynb"}).endswith(
         "| `sae/x.py` | `01.ipynb` | `claim_x.py` | 0.5 |")
     measured = dict.fromkeys(ROW_KEYS, "a|b") | {"result": 0.123456, "spread": None, "holds": False}
-    assert papers.measured_row(measured) == (
+    assert papers.measured_row(measured, "a|b") == (
         "| a\\|b | a\\|b | a\\|b | a\\|b | 0.1235 | – | **no** |")
+    assert papers.measured_row(measured | {"paper": "X"}, "2401.00001").startswith("| X: a\\|b |")
     for wrong in ('["1"]\ntitle = "T"\n', '["1"]\n' + "\n".join(f'{name} = "a|b"' for name in papers.NEEDED)):
         (tmp_path / "p.toml").write_text(wrong)
         with pytest.raises(ValueError, match="p.toml, 1: "):
