@@ -137,6 +137,31 @@ class TaskFrontier:
         worst = frame.loc[frame.groupby(["model", "method", "budget", "length"], sort=False)["lost"].idxmax()]
         return worst[["model", "method", "budget", "length", "task", "lost"]].reset_index(drop=True)
 
+    def equal_error(self, error: float = 0.2, score: str = "logprob") -> "pandas.DataFrame":
+        """For each model, method, length and task the smallest density measured that loses at most a share of what
+        dense attention scores; NaN where none does. Who needs less for the same is the better method.
+
+        Args:
+            error: the share, 0 to 1: of the probability of the answer (geometric mean over its tokens) for "logprob",
+                of its tokens found for "top1".
+            score: "logprob" or "top1".
+
+        Raises:
+            InputError: an unknown score, or a share out of range.
+        """
+        _known("score", score, SCORES)
+        if not 0 <= error <= 1:
+            raise InputError(f"error={error!r} is out of range: give a share from 0 to 1.")
+        import numpy as np
+
+        frame = self.to_frame()
+        frame["right"] = np.exp(frame["logprob"]) if score == "logprob" else frame["top1"]
+        dense = frame[frame["method"] == "dense"].set_index(["model", "task", "length"])["right"]
+        frame = frame[frame["method"] != "dense"]
+        least = [(1 - error) * dense[row.model, row.task, row.length] for row in frame.itertuples()]
+        frame = frame.assign(density=frame["density"].where(frame["right"] >= least))
+        return frame.groupby(["model", "method", "length", "task"], sort=False)["density"].min().reset_index()
+
     def plot(
         self, x: str = "density", y: str = "logprob", task: str | None = None, ax: "matplotlib.axes.Axes | None" = None
     ) -> "matplotlib.axes.Axes":

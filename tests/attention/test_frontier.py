@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import sparselens as sl
-from sparselens.attention.frontier import frontier, score
+from sparselens.attention.frontier import TaskFrontier, frontier, score
 from sparselens.attention.tasks import TASKS, LongText, long_context
 from sparselens.errors import InputError
 from tests import tiny
@@ -98,6 +98,21 @@ def test_a_frontier_by_method_budget_and_length(m):
             found.plot(**wrong)
     with pytest.raises(InputError, match="nothing to score"):
         frontier(m, {}, [short()])
+
+
+def test_the_density_at_which_methods_err_alike():
+    row = {"model": "m", "phase": "prefill", "task": "niah", "tokens": 9, "length": 9, "flops": 1.0, "bytes": 1.0}
+    scores = [("dense", 1.0, -0.5, 0.9), ("a", 0.5, -0.6, 0.8), ("a", 0.25, -0.7, 0.7), ("a", 0.1, -2.0, 0.1),
+              ("b", 0.5, -0.9, 0.9)]
+    rows = tuple(row | {"method": m, "budget": d, "density": d, "logprob": p, "top1": t} for m, d, p, t in scores)
+    found = TaskFrontier(rows)
+    least = found.equal_error(0.2).set_index("method")["density"]  # exp(-0.7 + 0.5) = 0.82 of dense, exp(-0.9 + 0.5) 0.67
+    assert least["a"] == 0.25 and np.isnan(least["b"])
+    assert found.equal_error(0.4).set_index("method").loc["b", "density"] == 0.5
+    assert found.equal_error(0.15, "top1").set_index("method")["density"].to_dict() == {"a": 0.5, "b": 0.5}
+    for wrong in (dict(error=1.5), dict(score="loss")):
+        with pytest.raises(InputError):
+            found.equal_error(**wrong)
 
 
 def test_masks_are_shares_of_the_pattern(m):
