@@ -106,7 +106,7 @@ def test_the_density_at_which_methods_err_alike():
               ("b", 0.5, -0.9, 0.9)]
     rows = tuple(row | {"method": m, "budget": d, "density": d, "logprob": p, "top1": t} for m, d, p, t in scores)
     found = TaskFrontier(rows)
-    least = found.equal_error(0.2).set_index("method")["density"]  # exp(-0.7 + 0.5) = 0.82 of dense, exp(-0.9 + 0.5) 0.67
+    least = found.equal_error(0.2).set_index("method")["density"]  # 0.82 of dense, and 0.67
     assert least["a"] == 0.25 and np.isnan(least["b"])
     assert found.equal_error(0.4).set_index("method").loc["b", "density"] == 0.5
     assert found.equal_error(0.15, "top1").set_index("method")["density"].to_dict() == {"a": 0.5, "b": 0.5}
