@@ -146,6 +146,14 @@ def test_masks(made, keep):
          lambda page: page.get_by_role("button", name="head 4").click())
 
 
+def test_needle(keep):
+    m = sl.load_model("smollm2-135m-instruct")
+    texts = sl.attention.long_context(m.tokenizer, "niah", tokens=400, n=8)
+    text = min(texts, key=lambda t: t.needles[0][0])
+    marks = {"number": text.needle_tokens(m.tokenizer)}
+    keep("needle", sl.VerticalSlash(1 / 8).masks(m, text.prompt, marks=marks).view().layer(18))
+
+
 # Figures that a notebook shows, by the cell's first words.
 FIGURES = {
     "kinds": ("02_train_an_sae", "ax = plt.subplots"),

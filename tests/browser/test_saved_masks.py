@@ -79,8 +79,8 @@ def test_marks_are_framed_told_and_mapped(show):
     )
     seen = np.reshape(seen, (-1, wide, 4))[5::12, 5::12, 3]
     share = kept[..., 4]
-    np.testing.assert_allclose(seen, 255 * np.where(share > 0, 0.25 + 0.75 * share, 0.15), atol=3)
-    page.locator(".sl-sight canvas").click(position={"x": 12 * 2 + 5, "y": 12 + 5})
+    np.testing.assert_allclose(seen, 255 * np.where(share > 0, 0.25 + 0.75 * share, 0.15).T, atol=3)
+    page.locator(".sl-sight canvas").click(position={"x": 12 + 5, "y": 12 * 2 + 5})
     assert _told(page).startswith("layer 7, head 2") and "keep 0% of “needle”" in _told(page)
     page.get_by_role("combobox", name="mark").select_option(label="other")
     assert "“other”" in page.locator(".sl-sight canvas").get_attribute("aria-label")

@@ -81,20 +81,20 @@ function drawThumb(canvas, data, layer, head) {
   frameMarks(pen, data, 2 * THUMB, 2);
 }
 
-// Every layer (down) and head (across): how much of a mark the queries of a tile keep.
+// Every layer (across) and head (down): how much of a mark the queries of a tile keep.
 function drawMap(canvas, data, mark, query, chosen) {
-  canvas.width = data.heads * CELL;
-  canvas.height = data.names.length * CELL;
+  canvas.width = data.names.length * CELL;
+  canvas.height = data.heads * CELL;
   const pen = canvas.getContext("2d");
   for (let layer = 0; layer < data.names.length; layer++) {
     for (let head = 0; head < data.heads; head++) {
       const share = data.markKept(mark, layer, head, query);
       pen.fillStyle = share > 0 ? `rgba(${BLUE},${0.25 + 0.75 * share})` : "rgba(128,128,128,0.15)";
-      pen.fillRect(head * CELL, layer * CELL, CELL - 1, CELL - 1);
+      pen.fillRect(layer * CELL, head * CELL, CELL - 1, CELL - 1);
     }
   }
   pen.strokeStyle = getComputedStyle(canvas).color;
-  pen.strokeRect(chosen[1] * CELL + 0.5, chosen[0] * CELL + 0.5, CELL - 2, CELL - 2);
+  pen.strokeRect(chosen[0] * CELL + 0.5, chosen[1] * CELL + 0.5, CELL - 2, CELL - 2);
 }
 
 function tellMarks(data, layer, head, query) {
@@ -197,7 +197,7 @@ function render({ model, el }) {
   if (data.marks.length) {
     map.setAttribute("role", "img");
     if (data.marks.length > 1) sight.append(marks.node);
-    sight.append(make("div", "sl-muted", "which head of which layer keeps it: heads across, layers down"), map);
+    sight.append(make("div", "sl-muted", "which head of which layer keeps it: layers across, heads down"), map);
   }
   const status = make("div");
   status.setAttribute("role", "status");
@@ -227,8 +227,8 @@ function render({ model, el }) {
   map.addEventListener("click", (event) => {
     const box = map.getBoundingClientRect();
     const at = (from, length, count) => clamp(Math.floor((from / length) * count), count - 1);
-    const layer = at(event.clientY - box.top, box.height, data.names.length);
-    change({ layer, head: at(event.clientX - box.left, box.width, data.heads) });
+    const layer = at(event.clientX - box.left, box.width, data.names.length);
+    change({ layer, head: at(event.clientY - box.top, box.height, data.heads) });
   });
   large.addEventListener("pointermove", (event) => {
     const tile = tileAt(event);
