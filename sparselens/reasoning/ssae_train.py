@@ -20,6 +20,7 @@ from sparselens.sae.checkpoint import load_checkpoint, save_checkpoint
 
 _LOGGED = 200
 _STANDARD = 256  # steps that a frozen encoder's mean and variance are taken from
+_FLAT = 30  # updates in a row with constant codes that end a run
 _WARM_UP, _LAST = 0.05, 0.1  # share of the run that the rise takes; learning rate at the end, of its peak
 
 
@@ -46,7 +47,7 @@ def fit(
     A run with `out` can be killed at any time: the same call goes on from the last checkpoint, to the same weights.
     With a frozen encoder each step is read once, and its summary kept (`d_model` numbers a step). The paper uses a rate
     of 1e-6 for everything, over 30 epochs on a GPU; new parts need far more. A code with only one active feature is
-    constant and gets no gradient, so lower the weight of the penalty if `l0` falls to 1 early.
+    constant and gets no gradient: a run in which all are so for long ends with an error instead of running on.
 
     Args:
         ssae: what to train, in place.
@@ -65,7 +66,8 @@ def fit(
         live: in a notebook, draw the controller's curves while training.
 
     Raises:
-        InputError: no data, or `out` holds a run with other settings. NotFiniteError: the loss became NaN or infinite.
+        InputError: no data, `out` holds a run with other settings, or the codes have become constant.
+        NotFiniteError: the loss became NaN or infinite.
     """
     steps, controller = ssae.dataset(data), controller or SparsityController()
     n_steps = int(epochs * (len(steps) // min(batch_size, len(steps)))) // accumulate
@@ -148,7 +150,7 @@ class StepTrainer:
         self.summaries: Tensor | None = None
         if self.ssae.encoder.tuning == "frozen":  # read once, then kept
             self.summaries = torch.full((len(self.data), self.ssae.model.d_model), float("nan"))
-        self.means = _Means()
+        self.means, self.flat = _Means(), 0
         self._epoch = -1
         self._groups: list[Any] = []
 
@@ -182,7 +184,13 @@ class StepTrainer:
         nn.utils.clip_grad_norm_(self.leaves, self.settings["clip"])
         self.optimiser.step()
         self.step += 1
-        return {name: sum(s[name] for s in seen) / len(seen) for name in seen[0]}
+        mean = {name: sum(s[name] for s in seen) / len(seen) for name in seen[0]}
+        self.flat = self.flat + 1 if mean["l0"] <= 1 else 0
+        if self.flat == _FLAT:
+            raise InputError(f"for {_FLAT} updates up to {self.step} no code had more than one active feature. Such codes "
+                             "are constant and get no gradient, so this run cannot recover. Begin again with a lower "
+                             f"weight= of the controller (it is {self.controller.weight:.1e} now) or lower rates.")
+        return mean
 
     @torch.no_grad()
     def standardise(self) -> None:

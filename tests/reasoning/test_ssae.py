@@ -367,6 +367,14 @@ def test_a_loss_that_blows_up_is_an_error(m):
         ssae.fit(PAIRS, **QUICK)
 
 
+def test_codes_that_become_constant_end_the_run(m):
+    ssae = StepSAE(m)
+    with torch.no_grad():
+        ssae.b_enc.fill_(-1e3)[0] = 1e3
+    with pytest.raises(InputError, match="no code had more than one active feature"):
+        ssae.fit(PAIRS, epochs=20, batch_size=4, **QUICK)
+
+
 # --- phases 2 and 3 ----------------------------------------------------------------------------------------------
 
 
