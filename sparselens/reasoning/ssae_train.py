@@ -187,9 +187,9 @@ class StepTrainer:
         mean = {name: sum(s[name] for s in seen) / len(seen) for name in seen[0]}
         self.flat = self.flat + 1 if mean["l0"] <= 1 else 0
         if self.flat == _FLAT:
-            raise InputError(f"for {_FLAT} updates up to {self.step} no code had more than one active feature. Such codes "
-                             "are constant and get no gradient, so this run cannot recover. Begin again with a lower "
-                             f"weight= of the controller (it is {self.controller.weight:.1e} now) or lower rates.")
+            raise InputError(f"for {_FLAT} updates up to {self.step} no code had more than one active feature. Such "
+                             "codes are constant and get no gradient, so the run cannot recover. Begin again with a "
+                             f"lower weight= of the controller (it is {self.controller.weight:.1e} now) or lower rates.")
         return mean
 
     @torch.no_grad()
