@@ -189,7 +189,7 @@ class StepTrainer:
         if self.flat == _FLAT:
             raise InputError(f"for {_FLAT} updates up to {self.step} no code had more than one active feature. Such "
                              "codes are constant and get no gradient, so the run cannot recover. Begin again with a "
-                             f"lower weight= of the controller (it is {self.controller.weight:.1e} now) or lower rates.")
+                             f"lower weight= of the controller (it is {self.controller.weight:.1e} now), or rates.")
         return mean
 
     @torch.no_grad()
