@@ -1,11 +1,12 @@
-"""How the step-level SAE for SmolLM2 is made: low-rank adapters in encoder and decoder, trained on steps of arithmetic.
+"""How the step-level SAE for SmolLM2 is made, in three parts: adapt, start, train.
 
-    python data/ssaes/make.py train --texts FOLDER --out RUN [--epochs 4] [--device cuda]
-    python data/ssaes/make.py ship --texts FOLDER --run RUN
+    python data/ssaes/make.py train --texts FOLDER --out RUN [--device cuda]
+    python data/ssaes/make.py ship --texts FOLDER --out RUN
 
-`--texts` holds `gsm8k/train.jsonl.gz` and `gsm8k/test.jsonl.gz` (question, answer). Training is for a GPU, in bfloat16;
-it can be stopped at any time and goes on where it was. `ship` writes the result in float16 with its card, measured in
-float32.
+`--texts` holds `gsm8k/train.jsonl.gz` and `gsm8k/test.jsonl.gz` (question, answer). The decoder's adapters first learn
+what such steps look like, with a code that says nothing; projector and MLP learn codes that tell the words of a step;
+then all of it is trained as in the paper. `ship` writes the result in float16 with its card, measured in float32. What
+was run for the weights that are shipped, and where, stands in the README beside this file.
 """
 
 import argparse
@@ -20,10 +21,11 @@ import torch
 
 import sparselens as sl
 from sparselens.files import write_json
-from sparselens.reasoning import SparsityController, StepSAE, Traces, read_traces
+from sparselens.reasoning import SparsityController, StepDataset, StepSAE, Traces, read_traces
 
 MODEL, RECIPE = "smollm2-135m-instruct", "arithmetic-576-l1-5"
-MAX_CONTEXT, MAX_STEP, PLANTED, HELD_OUT = 256, 96, 3000, 1000
+TARGET, LAYER, MAX_CONTEXT, MAX_STEP, LONGEST = 5, 9, 256, 96, 150
+PLANTED, HELD_OUT = 3000, 1000
 
 
 def chains(path: Path, notes: bool) -> Traces:
@@ -44,8 +46,10 @@ def pairs(traces: Traces, m: sl.LiveModel) -> list[tuple[str, str]]:
 def mixture(texts: Path, m: sl.LiveModel) -> list[tuple[str, str]]:
     """What it is trained on: GSM8K's steps with and without notes, and made-up problems, half with a wrong step."""
     train = texts / "gsm8k/train.jsonl.gz"
-    return [pair for traces in (chains(train, False), chains(train, True), sl.planted_chains(PLANTED, seed=7))
-            for pair in pairs(traces, m)]
+    found = [pair for traces in (chains(train, False), chains(train, True), sl.planted_chains(PLANTED, seed=7))
+             for pair in pairs(traces, m)]
+    random.Random(1).shuffle(found)
+    return found
 
 
 def measured(ssae: StepSAE, held_out: list[tuple[str, str]]) -> dict:
@@ -64,21 +68,42 @@ def measured(ssae: StepSAE, held_out: list[tuple[str, str]]) -> dict:
 def train(args: argparse.Namespace) -> None:
     """Train, and keep the weights in float32."""
     m = sl.load_model(MODEL, device=args.device, dtype=torch.bfloat16)
-    ssae = StepSAE(m, tuning="lora", rank=6, pooling=args.pooling, max_context=MAX_CONTEXT, max_step=MAX_STEP)
-    controller = SparsityController(args.target, every=10, rate=0.1, weight=1e-3)
-    run = ssae.fit(mixture(args.texts, m), controller=controller, epochs=args.epochs, batch_size=args.batch_size,
-                   lr_new=args.lr, lr_lm=args.lr_lm, out=args.out, checkpoint_every=500, live=False)
+    ssae = StepSAE(m, tuning=("frozen", "lora"), rank=6, pooling="mean", layer=LAYER, lead=True,
+                   max_context=MAX_CONTEXT, max_step=MAX_STEP)
+    steps = ssae.dataset(mixture(args.texts, m))
+    adapt(ssae, steps, args.out / "adapt")
+    short = [row for row in range(len(steps)) if steps.lengths[row] <= LONGEST][: args.steps]
+    chosen = StepDataset([steps.contexts[r] for r in short], [steps.steps[r] for r in short], steps.end)
+    h = ssae.summaries(chosen)
+    ssae.start(chosen, h, controller=SparsityController(TARGET, every=5, rate=0.05, weight=1e-3))
+    controller = SparsityController(TARGET, every=10, rate=0.05, weight=1e-3)
+    run = ssae.fit(chosen, controller=controller, summaries=h, epochs=args.epochs, batch_size=16, lr_new=args.lr,
+                   lr_lm=args.lr, out=args.out / "run", checkpoint_every=100, live=False)
     ssae.metadata |= {"data": "GSM8K train with and without calculator notes, planted chains", "epochs": args.epochs,
-                      "lr": args.lr, "lr_lm": args.lr_lm, "seconds": round(run.seconds), "tokens": run.tokens,
-                      "weight": controller.weight, "history": run.history[-1]}
+                      "lr": args.lr, "seconds": round(run.seconds), "tokens": run.tokens, "weight": controller.weight}
     ssae.save(args.out / "trained")
     print(json.dumps(ssae.metadata), flush=True)
+
+
+def adapt(ssae: StepSAE, steps: StepDataset, out: Path) -> None:
+    """Let the decoder's adapters learn the texts under a code that is always the same."""
+    begun = {name: value.clone() for name, value in ssae.state_dict().items()}
+    with torch.no_grad():
+        ssae.W_enc.zero_()
+        ssae.b_enc.fill_(1)
+    ssae.fit(steps, summaries=torch.zeros(len(steps), ssae.model.d_model), epochs=0.2, batch_size=64, lr_lm=1e-3,
+             out=out, live=False)
+    with torch.no_grad():
+        ssae.first.copy_(ssae.prefix(ssae.code(ssae.shift[None])[0])[0, 1])  # what it has learnt to expect there
+        for name, value in ssae.state_dict().items():
+            if not name.startswith(("decoder.", "first")):
+                value.copy_(begun[name])
 
 
 def ship(args: argparse.Namespace) -> None:
     """Write it in half precision, and measure what was written."""
     m, target = sl.load_model(MODEL, device=args.device, dtype=torch.float32), Path(__file__).parent / MODEL / RECIPE
-    StepSAE.load(args.run / "trained", m).half().save(target)
+    StepSAE.load(args.out / "trained", m).half().save(target)
     ssae = StepSAE.load(target, m)
     held_out = pairs(chains(args.texts / "gsm8k/test.jsonl.gz", False), m)[:HELD_OUT]
     card = {**ssae.metadata, "gsm8k_test": measured(ssae, held_out)}
@@ -90,15 +115,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("train", "ship"))
     parser.add_argument("--texts", type=Path, required=True)
-    parser.add_argument("--out", type=Path, help="folder of the training")
-    parser.add_argument("--run", type=Path, help="folder that training wrote")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the training")
     parser.add_argument("--device", default=None)
-    parser.add_argument("--epochs", type=float, default=4.0)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--target", type=float, default=5.0)
-    parser.add_argument("--pooling", default="last")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--lr-lm", type=float, default=5e-4)
+    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--epochs", type=float, default=0.8)
+    parser.add_argument("--lr", type=float, default=5e-4)
     args = parser.parse_args()
     train(args) if args.what == "train" else ship(args)
 

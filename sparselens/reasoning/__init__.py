@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "problems": ["planted_chains"],
         "scores": ["Score", "auroc", "calibration_error", "grouped_split"],
         "ssae": ["StepSAE"],
+        "ssae_start": ["start_from_words"],
         "ssae_write": ["StepSwap", "swap_steps"],
         "states": ["StepStates", "step_states"],
         "step_data": ["StepBatch", "StepDataset"],

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sparselens.reasoning.ssae_run import StepRun
 
 _BATCH = 16
+_CODED = 4096  # summaries coded at once
 POOLINGS = ("last", "mean")
 
 
@@ -253,12 +254,21 @@ class StepSAE(nn.Module):
     def transform(self, data: Any, batch_size: int = _BATCH, **settings: Any) -> StepLatents:
         """Codes of steps, in their order; no noise. `data` and settings as for `dataset`."""
         steps = self.dataset(data, **settings)
-        z = torch.zeros(len(steps), self.n_latents)
-        norm = torch.zeros(len(steps))
-        for batch in steps.batches(batch_size):
-            found, before = self.code(self.summary(batch.to(self.b_enc.device)))
-            z[batch.rows], norm[batch.rows] = found.cpu(), before.cpu()
+        z, norm = torch.zeros(len(steps), self.n_latents), torch.zeros(len(steps))
+        for rows, h in zip(torch.arange(len(steps)).split(_CODED), self.summaries(steps, batch_size).split(_CODED),
+                           strict=True):
+            found, before = self.code(h.to(self.b_enc.device))
+            z[rows], norm[rows] = found.cpu(), before.cpu()
         return StepLatents(z, norm, steps.problems)
+
+    @torch.no_grad()
+    def summaries(self, data: Any, batch_size: int = _BATCH, **settings: Any) -> Float[Tensor, "steps d"]:
+        """What the encoder makes of steps, in their order, before any code. `data` and settings as for `dataset`."""
+        steps = self.dataset(data, **settings)
+        h = torch.zeros(len(steps), self.model.d_model)
+        for batch in steps.batches(batch_size):
+            h[batch.rows] = self.summary(batch.to(self.b_enc.device)).cpu()
+        return h
 
     @torch.no_grad()
     def nll(self, data: Any, codes: Any = "own", batch_size: int = _BATCH, **settings: Any) -> Float[Tensor, "steps"]:
@@ -308,6 +318,12 @@ class StepSAE(nn.Module):
         from sparselens.reasoning.ssae_train import fit
 
         return fit(self, data, controller=controller, **settings)
+
+    def start(self, data: Any, summaries: Tensor | None = None, **settings: Any) -> "StepRun":
+        """Teach a code the words of its step before `fit`, for a frozen encoder; see `reasoning.start_from_words`."""
+        from sparselens.reasoning.ssae_start import start_from_words
+
+        return start_from_words(self, data, summaries, **settings)
 
     def fit_prior(self, data: Any, **settings: Any) -> "StepRun":
         """Learn the distribution of z given the context; see `sparselens.reasoning.ssae_prior.fit_prior`."""

@@ -29,6 +29,7 @@ def fit(
     data: Any,
     *,
     controller: SparsityController | None = None,
+    summaries: Tensor | None = None,
     epochs: int | float = 1,
     batch_size: int = 16,
     accumulate: int = 1,
@@ -53,6 +54,7 @@ def fit(
         ssae: what to train, in place.
         data: as for `StepSAE.dataset`.
         controller: of the weight of the penalty; by default with target 10. Its state goes on, in place.
+        summaries: `[steps, d]` what `ssae.summaries(data)` gave, so that a frozen encoder does not read again.
         epochs: passes over the data; may be a fraction.
         batch_size: steps in a batch.
         accumulate: batches per update; their mean is what is minimised.
@@ -66,7 +68,8 @@ def fit(
         live: in a notebook, draw the controller's curves while training.
 
     Raises:
-        InputError: no data, `out` holds a run with other settings, or the codes have become constant.
+        InputError: no data, summaries that do not fit, `out` holds a run with other settings, or the codes have become
+            constant.
         NotFiniteError: the loss became NaN or infinite.
     """
     steps, controller = ssae.dataset(data), controller or SparsityController()
@@ -79,6 +82,7 @@ def fit(
     settings["steps"] = len(steps)
     settings |= {"tokens": int(steps.lengths.sum()), "controller": controller.settings(), "ssae": repr(ssae)}
     trainer = StepTrainer(ssae, steps, controller, settings)
+    trainer.take(summaries)
     run, folder = StepRun(settings), None if out is None else Path(out)
     trainer.standardise()
     trainer.resume(folder, run)
@@ -192,21 +196,28 @@ class StepTrainer:
                              f"lower weight= of the controller (it is {self.controller.weight:.1e} now), or rates.")
         return mean
 
+    def take(self, summaries: Tensor | None) -> None:
+        """Keep summaries that were read before.
+
+        Raises:
+            InputError: of another shape, or for an encoder that is trained.
+        """
+        if summaries is None:
+            return
+        if self.summaries is None or summaries.shape != self.summaries.shape:
+            wanted = "none, since the encoder is trained" if self.summaries is None else list(self.summaries.shape)
+            raise InputError(f"summaries have the shape {list(summaries.shape)}; needed: {wanted}.")
+        self.summaries.copy_(summaries)
+
     @torch.no_grad()
     def standardise(self) -> None:
-        """Bring the summaries of a frozen encoder to mean 0 and variance 1 in each dimension; once only.
-
-        Where they are not trained, a few large dimensions would drown all others.
-        """
+        """Standardise the summaries of a frozen encoder by those of the first batches; once only."""
         if self.summaries is None or not bool((self.ssae.scale == 1).all()):
             return
         size = min(self.settings["batch_size"], len(self.data))
         numbers = range(min(-(-_STANDARD // size), len(self.data) // size))
         read = (self.summary(self.data.batch(self.rows(number))) for number in numbers)
-        h = torch.cat([one for one in read if one is not None])
-        if len(h) > 1:
-            self.ssae.shift.copy_(h.mean(0))
-            self.ssae.scale.copy_(h.std(0).clamp(min=1e-6))
+        standardise(self.ssae, torch.cat([one for one in read if one is not None]))
 
     def summary(self, batch: StepBatch) -> Tensor | None:
         """What the encoder makes of a batch, if it is frozen."""
@@ -259,6 +270,17 @@ class StepTrainer:
         run.history, run.seconds, run.tokens = facts["history"], facts["seconds"], facts["tokens"]
         for name, value in facts["controller"].items():
             setattr(self.controller, name, tuple(value) if name == "bounds" else value)
+
+
+@torch.no_grad()
+def standardise(ssae: StepSAE, h: Tensor) -> None:
+    """Bring summaries `[n, d]` of a frozen encoder to mean 0 and variance 1 in each dimension.
+
+    Where they are not trained, a few large dimensions would drown all others.
+    """
+    if len(h) > 1:
+        ssae.shift.copy_(h.mean(0))
+        ssae.scale.copy_(h.std(0).clamp(min=1e-6))
 
 
 def _seen(found: StepLoss, l1: float) -> dict[str, float]:
