@@ -33,21 +33,20 @@ def execute(heads: Heads, pattern: Pattern, allowed: Allowed, executor: str = "a
         The output `[b, heads, q, d_head]` (zeros for queries that may look at nothing) and the executor that ran.
     """
     if executor == "auto":
-        executor = choose(heads, pattern, allowed)
+        executor = choose(pattern, allowed)
     return {"masked": masked, "gather": gather, "flex": flex}[executor](heads, pattern, allowed), executor
 
 
-def choose(heads: Heads, pattern: Pattern, allowed: Allowed) -> str:
-    """The executor that is expected to be the fastest: flex on CUDA for long sequences in tiles it can take, gather for
-    one query or low density in blocks of many queries, else masked.
+def choose(pattern: Pattern, allowed: Allowed) -> str:
+    """The executor that is expected to be the fastest. One query: gather. On CUDA: flex for long sequences in tiles it
+    can take. On a CPU: gather for low density in blocks of many queries. Else masked.
     """
     bq, bk = pattern.block
-    on_gpu = heads.query.device.type == "cuda"
-    if on_gpu and allowed.n_q >= _FLEX_TOKENS and bq % _TILE == 0 and bk % _TILE == 0:
-        return "flex"
-    if allowed.n_q == 1 or bq >= 16 and pattern.density(allowed) <= _GATHER_DENSITY:
+    if allowed.n_q == 1:
         return "gather"
-    return "masked"
+    if allowed.device.type == "cuda":  # where gather would launch a dozen small kernels for each block of queries
+        return "flex" if allowed.n_q >= _FLEX_TOKENS and bq % _TILE == 0 and bk % _TILE == 0 else "masked"
+    return "gather" if bq >= 16 and pattern.density(allowed) <= _GATHER_DENSITY else "masked"
 
 
 def masked(heads: Heads, pattern: Pattern, allowed: Allowed) -> _Out:

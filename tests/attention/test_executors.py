@@ -188,9 +188,17 @@ def test_shared_heads_are_equal_inside_a_group():
 
 
 def test_auto_takes_gather_for_decoding_and_sparse_blocks_only():
-    allowed, heads = Allowed(256, 256), heads_for(256, 256)
-    assert choose(heads, random_pattern(allowed, (64, 64), share=0.1), allowed) == "gather"
-    assert choose(heads, full(allowed, 2, 4), allowed) == "masked"
-    assert choose(heads, random_pattern(allowed, (1, 1), share=0.1), allowed) == "masked"
-    one = Allowed(1, 256)
-    assert choose(heads_for(1, 256), full(one, 2, 4, (1, 16)), one) == "gather"
+    allowed, one = Allowed(256, 256), Allowed(1, 256)
+    assert choose(random_pattern(allowed, (64, 64), share=0.1), allowed) == "gather"
+    assert choose(full(allowed, 2, 4), allowed) == "masked"
+    assert choose(random_pattern(allowed, (1, 1), share=0.1), allowed) == "masked"
+    assert choose(full(one, 2, 4, (1, 16)), one) == "gather"
+
+
+@pytest.mark.parametrize(
+    ("n_q", "block", "wanted"),
+    [(4096, 128, "flex"), (4096, 256, "flex"), (4096, 64, "masked"), (2048, 128, "masked"), (1, 128, "gather")],
+)
+def test_auto_on_a_gpu(n_q, block, wanted):
+    allowed = Allowed(n_q, 4096, device=torch.device("cuda"))
+    assert choose(Pattern(torch.ones(1, 1, 1, 1, dtype=torch.bool), (block, block)), allowed) == wanted
