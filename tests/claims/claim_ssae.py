@@ -11,7 +11,7 @@ from sparselens.reasoning.ssae_write import write_ids
 
 SYMBOLS, END = 16, 16
 BATCHES, BATCH, TARGET, WIDTH = 1500, 128, 3.0, 48
-SEEDS = 1
+SEEDS = 3
 
 
 def planted(n: int, seed: int) -> tuple[StepDataset, np.ndarray, np.ndarray]:

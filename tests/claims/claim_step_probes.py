@@ -10,18 +10,22 @@ from pathlib import Path
 import numpy as np
 
 import sparselens as sl
-from sparselens.reasoning import StepProbes, StepStates, Traces, compare_votes
+from sparselens.reasoning import StepProbes, StepSAE, StepStates, Traces, compare_votes
 
 PAPER = "Step-Level SAE, 2603.03031"
 PROBLEMS, SPLITS = 140, 8
 TRAIN, TEST = ("6b_finetuning", "175b_verification"), ("6b_verification", "175b_finetuning")
 DENSE, TEXT = ("last", "mean"), ("statistics", "words")
+SPARSE, BOTH = ("sae", "ssae"), "last + statistics"
 
 
 def run() -> list[dict[str, object]]:
     """The rows: the dense and the sparse probe on held-out problems, on other models' chains, and as votes."""
     traces = _traces()
-    states = sl.step_states(traces, sl.load_model(), sl.SAE.load("smollm2-135m-instruct"))
+    m = sl.load_model()
+    ssae = StepSAE.load("smollm2-135m-instruct", m)
+    states = sl.step_states(traces, m, sl.SAE.load("smollm2-135m-instruct"))
+    states = states.plus(ssae=ssae.transform(traces, long="cut"))
     data = (f"{len(traces)} chains of {PROBLEMS} GSM8K problems by four models, verdicts known; SmolLM2-135M-Instruct, "
             f"{states.site}")
     tables = [_table(traces, states, seed) for seed in range(SPLITS)]
@@ -34,6 +38,9 @@ def run() -> list[dict[str, object]]:
              lambda by: max(by[n] for n in DENSE) > home - 0.05),
         _row("codes of a token SAE, pooled over the chain, tell as much as dense states, to 0.02", data, tables,
              lambda by: by["sae"] > max(by[n] for n in DENSE) - 0.02),
+        _row("codes of the step-level SAE, averaged over the chain, tell as much as dense states, to 0.02, at most "
+             "100 active features a step", data, tables,
+             lambda by: by["ssae"] > max(by[n] for n in DENSE) - 0.02 and _active(states) <= 100),
         _votes(traces, tables, data),
     ]
 
@@ -65,12 +72,17 @@ def _row(claim: str, data: str, tables: list[StepProbes], holds) -> dict[str, ob
         "data": data,
         "seeds": SPLITS,
         "baseline": ", ".join(f"{n} {by[n]:.3f}" for n in ("prior", *TEXT, "context")) + " (AUROC)",
-        "result": ", ".join(f"{n} {by[n]:.3f}" for n in (*DENSE, "sae"))
+        "result": ", ".join(f"{n} {by[n]:.3f}" for n in (*DENSE, *SPARSE, BOTH))
         + f"; accuracy {accuracy['last']:.3f}, prior {accuracy['prior']:.3f}",
         "spread": "over splits " + ", ".join(f"{n} {min(v):.3f} to {max(v):.3f}" for n, v in values.items()
-                                             if n in (*DENSE, "sae", *TEXT)),
+                                             if n in (*DENSE, *SPARSE, *TEXT)),
         "holds": bool(holds(by)),
     }
+
+
+def _active(states: StepStates) -> float:
+    """Mean active features of a step's code."""
+    return states["ssae"].nnz / states["ssae"].shape[0]
 
 
 def _votes(traces: Traces, tables: list[StepProbes], data: str) -> dict[str, object]:
