@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from sparselens.errors import InputError, closest
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _BATCH = 16
 _CODED = 4096  # summaries coded at once
-POOLINGS = ("last", "mean")
+POOLINGS, PLACES = ("last", "mean"), ("front", "step")
 
 
 class StepLoss(NamedTuple):
@@ -71,8 +71,12 @@ class StepSAE(nn.Module):
             step's tokens and the end ("mean"). An encoder that is not trained tells little at its end token.
         layer: the block after which a shared encoder's states are read; None: after the final norm, as in the paper.
         max_context, max_step: last tokens of the context, and most tokens of a step, that are read.
+        place: where the prefix stands for the decoder: before the context ("front", as in the published code), or
+            behind the separator, next to the step ("step"), where a decoder learns far sooner to listen to it and the
+            context is read without knowing the code.
         lead: put a trained vector before the prefix. The first position of many models is an attention sink that passes
-            little on; a decoder that is not trained would lose the code there. None: if the decoder is frozen.
+            little on; a decoder that is not trained would lose the code there. None: if it is frozen, and the prefix in
+            front.
         condition_on_context: False hides the context from the decoder: then z has to carry all of the step.
         official_masking: take the summary and the end of the decoder's input from the masked lengths, as the published
             code does. This reads the summary too early and lets the decoder see its last targets; only for replication.
@@ -90,22 +94,25 @@ class StepSAE(nn.Module):
 
     def __init__(self, model: LiveModel, *, expansion: int = 1, tuning: str | Sequence[str] = "frozen", rank: int = 8,
                  noise: int | float = 0.01, mask_share: int | float = 0.1, pooling: str = "last",
-                 layer: int | None = None, max_context: int = 256, max_step: int = 256,
+                 layer: int | None = None, max_context: int = 256, max_step: int = 256, place: str = "front",
                  lead: bool | None = None, condition_on_context: bool = True, official_masking: bool = False,
                  seed: int = 0):
         super().__init__()
         if expansion < 1 or noise < 0 or not 0 <= mask_share < 1:
             raise InputError(f"expansion={expansion}, noise={noise}, mask_share={mask_share}: expansion is 1 or more, "
                              "noise 0 or more, and the share at least 0 and below 1.")
-        if pooling not in POOLINGS:
-            raise InputError(f"pooling={pooling!r} is unknown; valid are {', '.join(POOLINGS)}."
-                             f"{closest(str(pooling), POOLINGS)}")
+        for name, value, valid in (("pooling", pooling, POOLINGS), ("place", place, PLACES)):
+            if value not in valid:
+                raise InputError(f"{name}={value!r} is unknown; valid are {', '.join(valid)}."
+                                 f"{closest(str(value), valid)}")
+        if official_masking and place != "front":
+            raise InputError(f"official_masking=True with place={place!r}: there the prefix is in front.")
         pair = [tuning] * 2 if isinstance(tuning, str) else list(tuning)
         if len(pair) != 2:
             raise InputError(f"tuning={tuning!r}: give one word, or one for the encoder and one for the decoder.")
         self.expansion, self.rank, self.noise, self.mask_share = expansion, rank, noise, mask_share
         self.pooling, self.layer, self.max_context, self.max_step = pooling, layer, max_context, max_step
-        self.condition_on_context, self.official_masking = condition_on_context, official_masking
+        self.place, self.condition_on_context, self.official_masking = place, condition_on_context, official_masking
         d, n = model.d_model, expansion * model.d_model
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -116,7 +123,7 @@ class StepSAE(nn.Module):
         self.shift = nn.Parameter(torch.zeros(d), requires_grad=False)
         self.scale = nn.Parameter(torch.ones(d), requires_grad=False)
         self.decoder.sep.requires_grad_(True)
-        self.lead = self.decoder.tuning == "frozen" if lead is None else lead
+        self.lead = (self.decoder.tuning == "frozen" and place == "front") if lead is None else lead
         self.first = nn.Parameter(self.decoder.sep.detach().clone(), requires_grad=self.lead)
         self.prior: StepPrior | None = None
         self.metadata: dict[str, Any] = {}
@@ -176,7 +183,7 @@ class StepSAE(nn.Module):
         return a / norm.clamp(min=torch.finfo(a.dtype).tiny)[:, None], norm
 
     def prefix(self, z: Float[Tensor, "b n"] | None, rows: int = 0) -> Float[Tensor, "b c d"]:
-        """The vectors that stand before the context in the decoder's input: the lead, if any, then those of the codes.
+        """The vectors that the decoder reads of a code: the lead, if any, then those of the codes.
 
         Without codes, the lead alone for a number of rows.
         """
@@ -206,11 +213,13 @@ class StepSAE(nn.Module):
         else:
             embeds, mask = embeds[:, :-1], None if keep is None else keep[:, :-1]
         first = self.prefix(z, len(batch)).to(embeds.dtype)
-        embeds, slots = torch.cat([first, embeds], 1), first.shape[1]
+        slots, at = first.shape[1], batch.sep + 1 if self.place == "step" else torch.zeros_like(batch.sep)
         if mask is not None:
-            mask = torch.cat([mask.new_ones(len(mask), embeds.shape[1] - mask.shape[1]), mask], 1)
-        states = self.decoder.states(embeds, mask)
-        # position j of what follows predicts token j; without a prefix nothing predicts token 0, which is no target
+            shown = mask.new_ones(len(mask), embeds.shape[1] + slots - mask.shape[1], 1)
+            mask = _inserted(mask[..., None], shown, at)[..., 0]
+        states = self.decoder.states(_inserted(embeds, first, at), mask)
+        # what is read just before token j of the step is at j + slots - 1, wherever the prefix stands; without a prefix
+        # nothing predicts token 0, which is no target
         states = states[:, slots - 1 :] if slots else torch.cat([states[:, :1], states], 1)
         targets = batch.targets
         each = nn.functional.cross_entropy(self.decoder.logits(states[targets]), batch.ids[targets], reduction="none")
@@ -363,6 +372,18 @@ class StepSAE(nn.Module):
         from sparselens.reasoning.ssae_files import load
 
         return load(path, model)
+
+
+def _inserted(values: Shaped[Tensor, "b pos d"], new: Shaped[Tensor, "b c d"], at: Tensor) -> Tensor:
+    """Put the rows of `new` before position `at` of each row."""
+    slots = new.shape[1]
+    if not slots:
+        return values
+    order = torch.arange(values.shape[1] + slots, device=values.device) - at[:, None]  # 0: the first new one
+    source = torch.where(order < 0, order, (order - slots).clamp(min=0)) + at[:, None]
+    kept = values.gather(1, source.clamp(max=values.shape[1] - 1)[..., None].expand(-1, -1, values.shape[-1]))
+    put = new.gather(1, order.clamp(0, slots - 1)[..., None].expand(-1, -1, new.shape[-1]))
+    return torch.where(((order >= 0) & (order < slots))[..., None], put, kept)
 
 
 def _without(values: Float[Tensor, "b pos d"], at: Tensor) -> Float[Tensor, "b less d"]:

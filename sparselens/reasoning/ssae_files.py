@@ -16,7 +16,7 @@ from sparselens.sae.format_saelens import read_tensors, write_tensors
 
 CONFIG, WEIGHTS = "ssae.json", "ssae.safetensors"
 _VERSION = 1
-_SETTINGS = ("expansion", "rank", "noise", "mask_share", "pooling", "layer", "max_context", "max_step", "lead",
+_SETTINGS = ("expansion", "rank", "noise", "mask_share", "pooling", "layer", "max_context", "max_step", "place", "lead",
              "condition_on_context", "official_masking")
 _KEYS = {"version", "model", "d_model", "tuning", "prior", "metadata", *_SETTINGS}
 _SIGNATURE = "signature"

@@ -72,7 +72,7 @@ def _greedy(ssae: "StepSAE", z: Tensor | None, contexts: Sequence[list[int]], en
 
 
 def _start(ssae: "StepSAE", z: Tensor | None, contexts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-    """Embeddings `[prefix, context, separator]` padded on the left, and their mask."""
+    """Embeddings of context and separator, the prefix in its place, padded on the left; and their mask."""
     from sparselens.reasoning.step_data import StepDataset
 
     given = contexts if ssae.condition_on_context else [[] for _ in contexts]
@@ -82,7 +82,7 @@ def _start(ssae: "StepSAE", z: Tensor | None, contexts: Sequence[list[int]]) -> 
     rows = []
     for i, sep in enumerate(batch.sep.tolist()):
         own = whole[i, : sep + 1]
-        rows.append(torch.cat([first[i], own]))
+        rows.append(torch.cat([own, first[i]] if ssae.place == "step" else [first[i], own]))
     width = max(map(len, rows))
     embeds = torch.stack([torch.cat([row.new_zeros(width - len(row), row.shape[1]), row]) for row in rows])
     lengths = torch.tensor([len(row) for row in rows], device=embeds.device)

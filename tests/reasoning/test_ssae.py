@@ -111,31 +111,56 @@ def test_nll_counts_step_and_end_only_and_ignores_padding(m):
     assert together.tokens.tolist() == [len(data.steps[i]) + 1 for i in (0, 1, 2, 3, 5)]
 
 
-def test_nll_is_the_sum_over_the_models_own_logits(m):
-    ssae, c = made(m, expansion=3), 4  # the lead, then three
+@pytest.mark.parametrize("place", ["front", "step"])
+def test_nll_is_the_sum_over_the_models_own_logits(m, place):
+    ssae, c = made(m, expansion=3, place=place, lead=True), 4  # the lead, then three
     data = StepDataset.from_pairs(PAIRS[:1], m.tokenizer)
     batch = data.batch([0])
     z = ssae.transform(data).z
     ids, sep = batch.ids[0], int(batch.sep)
     embeds = m.module.get_input_embeddings().weight.detach()[ids]
     embeds[sep] = ssae.decoder.sep
-    whole = torch.cat([ssae.prefix(z)[0], embeds[:-1]])
-    assert len(whole) == c + len(ids) - 1 and torch.equal(whole[0], ssae.first) and c == 4
+    before = 0 if place == "front" else sep + 1
+    whole = torch.cat([embeds[:before], ssae.prefix(z)[0], embeds[before:-1]])
+    assert len(whole) == c + len(ids) - 1 and torch.equal(whole[before], ssae.first) and c == 4
     logp = m.module(inputs_embeds=whole[None]).logits[0].log_softmax(-1)
     wanted = -sum(logp[c - 1 + j, ids[j]] for j in range(sep + 1, len(ids)))
     torch.testing.assert_close(ssae.decode(z, batch)[0][0], wanted)
 
 
-def test_position_j_predicts_token_j(m, monkeypatch):
+@pytest.mark.parametrize("place", ["front", "step"])
+def test_position_j_predicts_token_j(m, monkeypatch, place):
     """With a decoder that only passes on the token before, all but the first target are read off exactly."""
-    ssae, data = made(m), StepDataset([[5, 6], [7]], [[8, 9, 10], [11, 12]], 2)
+    ssae, data = made(m, place=place), StepDataset([[5, 6], [7]], [[8, 9, 10], [11, 12]], 2)
     monkeypatch.setattr(ssae.decoder, "states", lambda embeds, mask=None: embeds)
     seen = []
     monkeypatch.setattr(ssae.decoder, "logits", lambda states: seen.append(states) or torch.zeros(len(states), 300))
     ssae.decode(torch.zeros(2, 32), data.batch([0, 1]))
     rows = m.module.get_input_embeddings().weight
-    wanted = torch.stack([ssae.decoder.sep, *rows[[8, 9, 10]], ssae.decoder.sep, *rows[[11, 12]]])
+    first = ssae.decoder.sep if place == "front" else ssae.prefix(torch.zeros(1, 32))[0, -1]
+    wanted = torch.stack([first, *rows[[8, 9, 10]], first, *rows[[11, 12]]])
     torch.testing.assert_close(seen[0], wanted)
+
+
+def test_a_prefix_next_to_the_step_leaves_the_context_as_it_is(m):
+    ssae = made(m, place="step", expansion=2)
+    data = StepDataset([[5, 6, 7], [9]], [[8, 9], [8, 9, 3]], 2)
+    batch, seen = data.batch([0, 1]), []
+    states = ssae.decoder.states
+    ssae.decoder.states = lambda embeds, mask=None: seen.append(states(embeds, mask)) or seen[-1]
+    keep = batch.mask.clone()
+    keep[1, 3] = False
+    for code in (torch.rand(2, 64), torch.rand(2, 64)):
+        ssae.decode(code, batch)
+    for row, sep in ((0, 3), (1, 1)):
+        torch.testing.assert_close(seen[0][row, : sep + 1], seen[1][row, : sep + 1])
+        assert not torch.allclose(seen[0][row, sep + 1], seen[1][row, sep + 1])
+    hidden = ssae.decode(code, batch, keep)[0]
+    other = StepDataset([[5, 6, 7], [9]], [[8, 9], [8, 1, 3]], 2).batch([0, 1])  # another token where none may look
+    changed = ssae.decode(code, other, keep)[0]
+    own = ssae.decode(code, batch)[0]
+    torch.testing.assert_close(hidden[0], own[0])
+    assert not torch.isclose(hidden[1], own[1], rtol=1e-4) and not torch.isclose(hidden[1], changed[1], rtol=1e-4)
 
 
 def test_swapping_two_codes_swaps_what_they_do(m):
@@ -468,7 +493,8 @@ def test_long_and_odd_steps(m):
     for wrong in ([], [("q", "")]):
         with pytest.raises(InputError):
             ssae.transform(wrong)
-    for wrong in ({"expansion": 0}, {"tuning": "lorra"}, {"tuning": ["frozen"]}, {"noise": -1.0}, {"pooling": "max"}):
+    for wrong in ({"expansion": 0}, {"tuning": "lorra"}, {"tuning": ["frozen"]}, {"noise": -1.0}, {"pooling": "max"},
+                  {"place": "end"}, {"place": "step", "official_masking": True}):
         with pytest.raises(InputError):
             StepSAE(m, **wrong)
     with pytest.raises(InputError, match="shape"):
@@ -477,15 +503,17 @@ def test_long_and_odd_steps(m):
         ssae.fit(PAIRS, accumulate=100, **QUICK)
 
 
-def test_what_is_written_matches_step_by_step_decoding(m):
-    ssae = made(m, expansion=2)
+@pytest.mark.parametrize("place", ["front", "step"])
+def test_what_is_written_matches_step_by_step_decoding(m, place):
+    ssae = made(m, expansion=2, place=place)
     z, contexts = ssae.transform(PAIRS[:3]).z, [[5, 6, 7, 8], [9], []]
     found = write_ids(ssae, z, contexts, 2, 6)
     for row, context, code in zip(found, contexts, z, strict=True):
         alone: list[int] = []
         for _ in range(6):
             batch = StepDataset([context], [[*alone, 0]], 2).batch([0])
-            embeds = torch.cat([ssae.prefix(code[None]), ssae.decoder.embed(batch)[:, :-2]], 1)
+            whole, at = ssae.decoder.embed(batch)[:, :-2], 0 if place == "front" else len(context) + 1
+            embeds = torch.cat([whole[:, :at], ssae.prefix(code[None]), whole[:, at:]], 1)
             token = int(ssae.decoder.logits(ssae.decoder.states(embeds)[0, -1:]).argmax())
             if token == 2:
                 break
