@@ -12,6 +12,7 @@ from typing import Any
 MOST = 300_000  # bytes of a notebook
 COLOURS = (128, 64, 32)  # of a figure, as many as keep it below its share
 FIGURE = 30_000  # bytes of a figure
+PLAIN = 5_000  # characters of an output as plain text
 WIDGET = "application/vnd.jupyter.widget-view+json"
 STATE = "application/vnd.jupyter.widget-state+json"
 METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -113,5 +114,7 @@ def _complaints_of(output: Any) -> list[str]:
     data = output.get("data", {})
     texts = [output.get("text", ""), *(text for kind, text in data.items() if not kind.startswith("image/"))]
     said = [why for why, pattern in UNWANTED.items() if any(re.search(pattern, str(text)) for text in texts)]
+    if len(data.get("text/plain", "")) > PLAIN:
+        said.append(f"{len(data['text/plain']):,} characters of plain text: give the object a short repr")
     said += ["a widget, which nothing shows without a kernel" for kind in (WIDGET, STATE) if kind in data]
     return said + (["metadata"] if output.get("metadata") else [])

@@ -39,6 +39,10 @@ class PatternStability:
     block: int
     prompt: int
 
+    def __repr__(self) -> str:
+        layers, steps, _, heads = self.keep.shape[:4]
+        return f"PatternStability({layers} layers, {steps} steps, {heads} heads, tiles of {self.block})"
+
     def to_frame(self) -> "pandas.DataFrame":
         """A row a layer: layer, steps (mean similarity of two steps), first_last (of the first and the last step),
         heads (mean similarity of two heads), by_lot.

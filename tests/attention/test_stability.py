@@ -48,6 +48,7 @@ def test_figures():
     assert found.plot(1).get_xlabel() == "step"
     assert len(found.plot_heads(0, 1, 2).axes) == 4
     assert "heads" in found._repr_html_()
+    assert repr(found) == f"PatternStability({len(found.keep)} layers, 2 steps, 4 heads, tiles of 4)"
 
 
 def test_masks_of_every_step_follow_the_attention():
