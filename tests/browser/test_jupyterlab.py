@@ -188,7 +188,7 @@ def test_views_python_and_each_other(lab, open_page):
     watched.assert_quiet()
 
 
-def test_all_widgets_in_one_notebook(lab, open_page):
+def test_all_widgets_in_one_notebook(lab, open_page, picture):
     watched = _open(open_page, f"{lab}/lab/tree/all.ipynb")
     page = watched.page
     page.evaluate(RUN_ALL)
@@ -199,6 +199,8 @@ def test_all_widgets_in_one_notebook(lab, open_page):
     assert "Error displaying widget" not in page.locator("body").inner_text()
     answered = page.locator(".sl-outcome tr")
     answered.nth(3).wait_for()  # the panel has answered from its thread, and its numbers have come
+    for i, name in enumerate([*VIEWS, "tokens"]):
+        picture(views.nth(i), f"lab-{name}")
     watched.assert_quiet()
 
     views.evaluate_all("all => all.forEach(view => { view.dataset.old = '1'; })")

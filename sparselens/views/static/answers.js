@@ -54,7 +54,7 @@ function buildAnswers(model, change, { sides, go, compare = false }) {
   const stop = button("stop", () => change({ running: false }));
   const status = make("span", "sl-muted");
   status.setAttribute("role", "status");
-  bar.append(start, stop, status);
+  bar.append(start, stop, status); // a view may put its own beside them
   const panes = sides.map((side) => {
     const part = make("div");
     const note = make("div", "sl-muted");
@@ -73,7 +73,7 @@ function buildAnswers(model, change, { sides, go, compare = false }) {
     const can = model.get("can_answer");
     const texts = sides.map((side) => model.get(`${side}_answer`));
     node.style.display = can || texts.some(Boolean) ? "" : "none";
-    bar.style.display = can ? "" : "none";
+    for (const part of [start, stop, status]) part.style.display = can ? "" : "none";
     prompt.readOnly = !can;
     if (prompt.value !== model.get("prompt")) prompt.value = model.get("prompt");
     const held = node.getRootNode().activeElement;

@@ -125,7 +125,7 @@ function render({ model, el }) {
   const answers = buildAnswers(model, change, { sides, go: "answer", compare: true });
   const numbers = buildNumbers(model);
   const code = buildCode(model);
-  answers.bar.after(code.copier);
+  answers.bar.append(code.copier);
   answers.node.append(numbers.node, code.node);
   body.append(knobs.node, answers.node);
   const updates = {
