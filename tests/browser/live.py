@@ -49,7 +49,8 @@ START = """async ([esm, css, state, buffers, copies]) => {
         Object.assign(state, news); // all of a message is there before anybody hears of it, as in Jupyter
         keys.forEach(key => [...(on['change:' + key] ?? [])].forEach(listener => listener()));
     };
-    Object.assign(window, { outbox, hear, heard, clean });
+    const tell = name => [...(on[name] ?? [])].forEach(listener => listener());
+    Object.assign(window, { outbox, hear, heard, tell, clean });
 }"""
 
 
