@@ -127,7 +127,9 @@ class ChannelMap(View):
         top.tick_params(labelbottom=False)
         top.set_title(plain(drawable(visible(title, TOKEN_CHARS))), loc="left", fontsize=10)
         side = figure.add_subplot(grid[1, 1], sharey=body)
-        side.barh(np.arange(n_tokens) + 0.5, self.keep.mean(axis=1), height=1, color="#0072B2")
+        each = _shrink(self.keep.mean(axis=1, keepdims=True), _ROWS, 1)[:, 0]  # a bar a token, or a few tokens
+        height = n_tokens / len(each)
+        side.barh((np.arange(len(each)) + 0.5) * height, each, height=height, color="#0072B2")
         side.set(xlim=(0, 1), xlabel="kept")
         side.tick_params(labelleft=False)
         for axes in (top, side):

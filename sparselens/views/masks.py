@@ -205,7 +205,8 @@ class MaskView(View):
 
     def _masks(self) -> str:
         touched = (self.kept > 0)[..., self.possible]
-        said = f"{touched.mean():.1%} of the tiles are kept at least in part"
+        tiles = f"tiles of {self.tile:,} ({len(self.tokens):,} tokens)"
+        said = f"{touched.mean():.1%} of the {tiles} are kept at least in part"
         if self.other is not None:
             both = touched & (self.other > 0)[..., self.possible]
             either = touched | (self.other > 0)[..., self.possible]

@@ -11,11 +11,23 @@ import pytest
 import traitlets
 
 from sparselens.errors import InputError, NotFiniteError
-from sparselens.views import Knob, Selection, diff_view, mask_view, network_view, panel_view, sparsity_dial, widgets
+from sparselens.views import (
+    Knob,
+    Selection,
+    channel_map,
+    diff_view,
+    map_view,
+    mask_view,
+    network_view,
+    panel_view,
+    sparsity_dial,
+    timeline_view,
+    widgets,
+)
 from sparselens.views.export import _own_state, _split
 from tests.views.allowed import check
 from tests.views.samples import diff_frame
-from tests.views.scale_views import AT_SCALE, a_row
+from tests.views.scale_views import AT_SCALE, a_row, words
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # Bytes that travel to the browser at the size that a view is made for.
@@ -64,12 +76,12 @@ def test_a_page_made_of_live_outputs_shows_all_of_them(at_scale):
         cells.append(cell)
     html, _ = HTMLExporter().from_notebook_node(nbformat.v4.new_notebook(cells=cells))
 
-    def words(source):
+    def letters(source):
         return "".join(unescape(re.sub("<[^>]*>", "", source)).split())
 
-    shown = words(html)
+    shown = letters(html)
     for name in AT_SCALE:  # no widget state was stored, so the static form is what the page has
-        assert words(at_scale(name).to_html())[:400] in shown, name
+        assert letters(at_scale(name).to_html())[:400] in shown, name
 
 
 @pytest.mark.parametrize("name", AT_SCALE)
@@ -180,3 +192,34 @@ def test_no_style_of_one_widget_falls_on_another(at_scale):
         used = {name for widget in others for name in bare if re.search(rf"\b{name}\b(?!-)", str(widget._esm))}
         allowed = set(re.findall(r"\.(sl-[\w-]+)", (folder / "shared.css").read_text("utf-8")))
         assert used - allowed == set(), path.name
+
+
+LONG = 50_000
+
+
+def long_row(document: int) -> dict:
+    """A text of 50,000 tokens of which every thirteenth fires."""
+    return {"tokens": words(LONG), "values": (np.arange(LONG) % 13 == 0).astype(float), "document": document}
+
+
+OF_LONG_TEXTS = {
+    "diff": lambda: diff_view(diff_frame(2), lambda feature: {"a": [long_row(0)] * 3, "b": [long_row(1)] * 3}),
+    "network": lambda: network_view(pd.DataFrame({"feature_a": [1], "feature_b": [2], "npmi": [0.5], "support": [3]}),
+                                    lambda a, b: {"a": [long_row(0)], "b": [long_row(1)]}),
+    "map": lambda: map_view([[0, 0], [1, 1]], ["".join(words(LONG))] * 2),
+    "timeline": lambda: timeline_view(["".join(words(LONG))] * 3, tokens=[(words(LONG), np.ones(LONG))] * 3),
+    "masks": lambda: mask_view(np.tile(np.tri(782), (1, 2, 1, 1)), words(LONG), 64, possible=np.tri(782) > 0),
+    "channels": lambda: channel_map(np.arange(LONG * 64).reshape(LONG, 64) % 3 > 0, words(LONG)),
+    "panel": lambda: panel_view([Knob(1, "a", 0.0, 9.0, 3.0)], "".join(words(LONG)), code=lambda v, p: "code",
+                                answer=lambda v, p, say: [say(word) for word in words(LONG)]).run(),
+}
+
+
+@pytest.mark.parametrize("name", OF_LONG_TEXTS)
+def test_views_of_texts_of_50_000_tokens_stay_small(name, tmp_path):
+    view = OF_LONG_TEXTS[name]()
+    html = view.to_html()
+    assert len(html) <= 200_000
+    assert re.search(r"…|\d,\d\d\d", check(html).text), "that it is cut, or how long it is, is said"
+    assert payload(view.portable()) < 1_100_000
+    assert view.save(tmp_path / "x.html").stat().st_size < 1_600_000

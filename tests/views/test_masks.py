@@ -28,7 +28,7 @@ def test_what_was_given_is_in_the_view():
     view = mask_view(kept, ["a", "b", "c"], 2, possible=np.tri(2), lost=[[[0.0, 0.25]]], title="a mask")
     row = view.to_frame().iloc[0]
     assert list(row[["layer", "head", "lost"]]) == [0, 0, 0.125] and row["kept"] == pytest.approx(2.5 / 3)
-    assert "100.0% of the tiles are kept at least in part" in view.summary()
+    assert "100.0% of the tiles of 2 (3 tokens) are kept at least in part" in view.summary()
     assert "12.5%" in view.summary() and repr(view) == "MaskView(1 layers, 1 heads, 3 tokens in tiles of 2)"
     other = mask_view(kept, ["a", "b", "c"], 2, possible=np.tri(2), other=[[[[1, 0], [0, 1]]]])
     assert "66.7% are in both" in other.summary()
