@@ -130,12 +130,16 @@ def test_channels(made, keep):
 
 
 def test_timeline(made, keep):
-    m = made[0]
-    traces = sl.planted_chains(40, seed=1)
+    m, sae, formal, chatty, _ = made
+    traces = sl.planted_chains(90, seed=1)
     probes = sl.probe_steps(traces, sl.step_states(traces, m), task="correct")
-    held = next(int(c) for c in probes.rows.chain[probes.test] if traces[int(c)].first_error > 0)
-    view = sl.step_timeline(traces[held], m, made[1], probes, title="A chain of thought with a planted error")
-    keep("timeline", view, lambda page: page.locator(".sl-step").nth(traces[held].first_error).click())
+    held = next(c for c in map(int, probes.rows.chain[probes.test]) if len(traces[c]) > 5 and traces[c].first_error > 0)
+    known = sl.diff(formal, chatty).frame
+    words = dict(zip(known["feature"], known["description"], strict=True))
+    opened = sl.step_timeline(traces[held], m, sae, descriptions=words)
+    view = probes.timeline(held, ["last"], threshold=0.85, features=opened.features, tokens=opened.tokens,
+                           title="A planted error, and a probe that doubts another step")
+    keep("timeline", view)
 
 
 def test_masks(made, keep):
