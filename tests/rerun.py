@@ -18,7 +18,9 @@ from typing import Any
 import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
-ATTACHES = re.compile(r"\b(attach|fidelity|sweep|frontier|intervention_panel|channels|masks)\(")
+ATTACHES = re.compile(r"\b(attach|fidelity|sweep|frontier|intervention_panel|channels|masks|landscape|score|watch_steps"
+                      r"|retrieve|feature_card|poles)\(")
+HEADING = re.compile(r"^## ", re.MULTILINE)
 START = """import sys
 sys.path.insert(0, {root!r})
 from tests import rerun
@@ -29,7 +31,7 @@ def sections(cells: list[Any]) -> list[list[Any]]:
     """The cells from heading to heading, in order."""
     parts: list[list[Any]] = [[]]
     for cell in cells:
-        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+        if cell.cell_type == "markdown" and HEADING.search(cell.source):
             parts.append([])
         parts[-1].append(cell)
     return parts
@@ -40,7 +42,7 @@ def twice(notebook: Any) -> int:
     cells, count = [], 0
     for part in sections(notebook.cells):
         code = [cell for cell in part if cell.cell_type == "code"]
-        exercise = part and part[0].source.startswith("## Exercises")
+        exercise = part and "## Exercises" in part[0].source
         if exercise or not any(ATTACHES.search(cell.source) for cell in code):
             cells += part
             continue

@@ -32,8 +32,8 @@ def model():
 
 
 def test_only_sections_that_attach_are_run_twice():
-    notebook = cells("# T", "a = 1", "## one", "b = 2", "## two", "with m.attach([]):\n    c = 3", "d = c",
-                     "## Exercises", "with m.attach([]):\n    e = 4")
+    notebook = cells("# T", "a = 1", "## one", "b = 2", "# What to notice\n\n## two", "with m.attach([]):\n    c = 3",
+                     "d = c", "## Exercises", "with m.attach([]):\n    e = 4")
     assert rerun.twice(notebook) == 1
     sources = [cell.source for cell in notebook.cells]
     assert [sources.count(source) for source in ("a = 1", "b = 2", "d = c")] == [1, 1, 2]
