@@ -164,6 +164,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
+    for old in options.out.glob("*.ipynb"):
+        old.unlink()  # nbmake runs all that is there
     for path in options.notebooks or sorted((ROOT / "notebooks").glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         count = twice(notebook)

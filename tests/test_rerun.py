@@ -70,3 +70,14 @@ def test_fingerprints_tell_values_apart():
         assert rerun.fingerprint(one) == rerun.fingerprint(one)
     source = "a = 1\nfor b in x:\n    c: int = b\ndef f():\n    d = 1\n[e for e in x]"
     assert rerun.assigned([source]) == ["a", "b", "c"]
+
+
+def test_the_folder_holds_the_copies_and_no_others(tmp_path, capsys):
+    nbformat.write(cells("## one", "with m.attach([]):\n    a = 1"), tmp_path / "new.ipynb")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old.ipynb").write_text("{}")
+    assert rerun.main(["--out", str(tmp_path / "out"), str(tmp_path / "new.ipynb")]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new.ipynb"]
+    assert "new.ipynb: 1 sections twice" in capsys.readouterr().out
+    copy = nbformat.read(tmp_path / "out" / "new.ipynb", as_version=4)
+    assert [cell.source for cell in copy.cells].count("with m.attach([]):\n    a = 1") == 2
