@@ -18,8 +18,8 @@ from typing import Any
 import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
-ATTACHES = re.compile(r"\b(attach|fidelity|sweep|frontier|intervention_panel|channels|masks|landscape|score|watch_steps"
-                      r"|retrieve|feature_card|poles)\(")
+ATTACHES = re.compile(r"\b(attach|fidelity|sweep|frontier|intervention_panel|channels|masks|landscape|watch_steps"
+                      r"|retrieve|feature_card|poles)\(|\bscore\(m\b")
 HEADING = re.compile(r"^## ", re.MULTILINE)
 START = """import sys
 sys.path.insert(0, {root!r})
