@@ -71,7 +71,9 @@ def measured() -> str:
         if lines:
             parts += [f"## {facts['title']}", f"[arXiv {number}](https://arxiv.org/abs/{number}). {facts['method']}",
                       *lines, ""]
-    return "\n".join(parts)
+    missing = [f"`{path.name}`" for path in sorted(RESULTS.parent.glob("claim_*.py"))
+               if RESULTS / f"{path.stem}.json" not in records]
+    return "\n".join([*parts, f"Not recorded yet: {', '.join(missing)}." if missing else ""])
 
 
 def paper_of(found: Mapping[str, Any], record: Mapping[str, Any], listed: Mapping[str, Any]) -> str | None:

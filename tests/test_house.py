@@ -320,6 +320,8 @@ def test_what_claim_checks_gave_is_recorded_under_a_paper_and_a_check_that_exist
     assert records
     papers = papers_module()
     listed, shown = papers.papers(), papers.measured()
+    for path in (ROOT / "tests" / "claims").glob("claim_*.py"):
+        assert f"`{path.name}`" in shown, "recorded, or said to be missing"
     for path in records:
         assert (ROOT / "tests" / "claims" / f"{path.stem}.py").exists(), f"{path.name} has no check any more"
         record = json.loads(path.read_text("utf-8"))
