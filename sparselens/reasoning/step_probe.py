@@ -111,13 +111,13 @@ class StepProbe(BaseEstimator):
         return np.stack([1 - p, p], axis=1)
 
     def predict_range(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Lowest and highest probability of 1, `[rows]` each, of three linear probes fitted on two thirds of the
-        problems: how much the training problems matter for a score. It is no confidence interval."""
+        """Lowest and highest probability of 1, `[rows]` each, of this linear probe and three fitted on two thirds of
+        the problems: how much the training problems matter for a score. It is no confidence interval."""
         self._only("binary", "predict_range")
         x = self._checked(X)
         if not isinstance(self.fit_, LinearFit):
             raise AttributeError("an MLP probe has no predict_range; use kind='linear'.")
-        p = self._calibrated(self.fit_.spread(x[:, self.columns_]))
+        p = np.vstack([self._calibrated(self.fit_.spread(x[:, self.columns_])), self.predict_proba(X)[:, 1]])
         return p.min(0), p.max(0)
 
     def _calibrated(self, log_odds: np.ndarray) -> np.ndarray:

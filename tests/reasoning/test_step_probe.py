@@ -154,3 +154,13 @@ def test_rows_of_another_width_and_broken_rows():
     x[3, 4] = np.nan
     with pytest.raises(NotFiniteError):
         probe.predict(x)
+
+
+def test_the_range_of_a_score_holds_the_score():
+    random = np.random.default_rng(0)
+    x, groups = random.normal(size=(300, 6)), np.repeat(np.arange(60), 5)
+    y = (x[:, 0] + random.normal(size=300) > 0).astype(float)
+    probe = sl.StepProbe("correct").fit(x, y, groups=groups)
+    low, high = probe.predict_range(x)
+    p = probe.predict_proba(x)[:, 1]
+    assert ((low <= p) & (p <= high)).all() and (high - low).mean() > 1e-3
