@@ -25,7 +25,7 @@ from sparselens.reasoning import SparsityController, StepDataset, StepSAE, Trace
 
 MODEL, RECIPE = "smollm2-135m-instruct", "arithmetic-576-l1-5"
 TARGET, LAYER, MAX_CONTEXT, MAX_STEP, LONGEST = 5, 9, 256, 96, 150
-PLANTED, HELD_OUT = 3000, 1000
+PLANTED, HELD_OUT = 3000, 400
 
 
 def chains(path: Path, notes: bool) -> Traces:
@@ -68,7 +68,7 @@ def measured(ssae: StepSAE, held_out: list[tuple[str, str]]) -> dict:
 def train(args: argparse.Namespace) -> None:
     """Train, and keep the weights in float32."""
     m = sl.load_model(MODEL, device=args.device, dtype=torch.bfloat16)
-    ssae = StepSAE(m, tuning=("frozen", "lora"), rank=6, pooling="mean", layer=LAYER, lead=True,
+    ssae = StepSAE(m, tuning=("frozen", "lora"), rank=6, pooling="mean", layer=LAYER, place="step",
                    max_context=MAX_CONTEXT, max_step=MAX_STEP)
     steps = ssae.dataset(mixture(args.texts, m))
     adapt(ssae, steps, args.out / "adapt")
@@ -77,7 +77,7 @@ def train(args: argparse.Namespace) -> None:
     h = ssae.summaries(chosen)
     ssae.start(chosen, h, controller=SparsityController(TARGET, every=5, rate=0.05, weight=1e-3))
     controller = SparsityController(TARGET, every=10, rate=0.05, weight=1e-3)
-    run = ssae.fit(chosen, controller=controller, summaries=h, epochs=args.epochs, batch_size=16, lr_new=args.lr,
+    run = ssae.fit(chosen, controller=controller, summaries=h, epochs=args.epochs, batch_size=8, lr_new=args.lr,
                    lr_lm=args.lr, out=args.out / "run", checkpoint_every=100, live=False)
     ssae.metadata |= {"data": "GSM8K train with and without calculator notes, planted chains", "epochs": args.epochs,
                       "lr": args.lr, "seconds": round(run.seconds), "tokens": run.tokens, "weight": controller.weight}
@@ -94,9 +94,8 @@ def adapt(ssae: StepSAE, steps: StepDataset, out: Path) -> None:
     ssae.fit(steps, summaries=torch.zeros(len(steps), ssae.model.d_model), epochs=0.2, batch_size=64, lr_lm=1e-3,
              out=out, live=False)
     with torch.no_grad():
-        ssae.first.copy_(ssae.prefix(ssae.code(ssae.shift[None])[0])[0, 1])  # what it has learnt to expect there
         for name, value in ssae.state_dict().items():
-            if not name.startswith(("decoder.", "first")):
+            if not name.startswith("decoder."):
                 value.copy_(begun[name])
 
 
@@ -118,8 +117,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the training")
     parser.add_argument("--device", default=None)
     parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--epochs", type=float, default=0.8)
-    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--epochs", type=float, default=0.6)
+    parser.add_argument("--lr", type=float, default=1e-3)
     args = parser.parse_args()
     train(args) if args.what == "train" else ship(args)
 
