@@ -171,7 +171,7 @@ def attend_blocks(heads: Heads, mask: Any, allowed: Allowed) -> _Out:
     """Flex attention with a `BlockMask` made by `block_mask`, such as one that is used again."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    attend = _compiled if heads.query.device.type == "cuda" else flex_attention
+    attend: Any = _compiled if heads.query.device.type == "cuda" else flex_attention
     groups = heads.query.shape[1] // heads.key.shape[1]
     query, key, value = (
         F.pad(x, (0, 0, 0, _rounded(x.shape[2]) - x.shape[2])) for x in (heads.query, heads.key, heads.value)

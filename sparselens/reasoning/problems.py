@@ -41,8 +41,8 @@ _EVENTS = (
 )
 
 
-def planted_chains(n: int = 200, *, share_wrong: float = 0.5, kind: str | None = None, moves: tuple[int, int] = (3, 5),
-                   seed: int = 0) -> Traces:
+def planted_chains(n: int = 200, *, share_wrong: int | float = 0.5, kind: str | None = None,
+                   moves: tuple[int, int] = (3, 5), seed: int = 0) -> Traces:
     """Make word problems, each with a chain of thought: correct, or wrong from one known step on.
 
     Half are arithmetic (what is had, then a step with a calculator note for each thing that happens), half logic (rules
