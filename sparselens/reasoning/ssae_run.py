@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class StepRun:
-    """The record of `StepSAE.fit` and `fit_prior`.
+    """The record of `StepSAE.fit`, `start` and `fit_prior`.
 
     Attributes:
         settings: what was asked for.
@@ -44,7 +44,9 @@ class StepRun:
         return curve_figure(curves(self.history), title="step-level SAE")
 
     def _repr_html_(self) -> str:
-        speed = f"{self.tokens:,} tokens in {self.seconds:.0f} s ({self.tokens_per_second:,.0f} tokens/s)"
+        speed = f"{self.seconds:.0f} s"
+        if self.tokens:
+            speed = f"{self.tokens:,} tokens in {speed} ({self.tokens_per_second:,.0f} tokens/s)"
         return f"<p>{speed}</p>{self.to_frame().tail(1).to_html(index=False, float_format='{:.4g}'.format)}"
 
 

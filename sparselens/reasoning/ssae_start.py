@@ -1,6 +1,7 @@
 """A start for a step-level SAE whose encoder is not trained: codes from which the words of the step can be told."""
 
 import math
+import time
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from sparselens.errors import InputError
 from sparselens.reasoning.controller import SparsityController
 from sparselens.reasoning.ssae import StepSAE
 from sparselens.reasoning.ssae_run import StepRun
-from sparselens.reasoning.ssae_train import standardise
+from sparselens.reasoning.ssae_train import checked, standardise
 from sparselens.reasoning.step_data import StepDataset
 
 _BIAS = -0.5  # of the standardised summaries: three latents in ten begin active, not half
@@ -46,17 +47,20 @@ def start_from_words(
         progress: show a progress bar.
 
     Returns:
-        `StepRun`; its `ce` is nats a token of the bag of words.
+        `StepRun`; its `ce` is nats a token of the bag of words, its `tokens` 0: no language model runs.
 
     Raises:
-        InputError: an encoder that is trained, or several prefix vectors.
+        InputError: an encoder that is trained, several prefix vectors, no epochs, or summaries that do not fit.
+        NotFiniteError: summaries that are NaN or infinite.
     """
     if ssae.encoder.tuning != "frozen" or ssae.expansion != 1:
         raise InputError(f"the encoder is tuned as {ssae.encoder.tuning!r} and expansion={ssae.expansion}: only a "
                          "frozen encoder with expansion=1 needs and takes this start.")
+    if epochs < 1:
+        raise InputError(f"epochs={epochs}: at least 1 is needed.")
     controller = controller or SparsityController(every=5, rate=0.05, weight=1e-3)
     steps = ssae.dataset(data)
-    h = ssae.summaries(steps) if summaries is None else summaries
+    h = checked(ssae, steps, ssae.summaries(steps) if summaries is None else summaries)
     standardise(ssae, h)
     words = _Words(ssae, steps)
     own = [ssae.W_enc, ssae.b_enc, *ssae.mlp.parameters(), *words.parameters()]
@@ -66,6 +70,7 @@ def start_from_words(
     run = StepRun({"n_steps": n_steps, "epochs": epochs, "batch_size": size, "lr": lr, "seed": seed})
     with torch.no_grad():
         ssae.b_enc.fill_(_BIAS)
+    began = time.perf_counter()
     for number in tqdm(range(n_steps), desc="start", leave=False, disable=not progress):
         at = number % (n_steps // epochs)
         if at == 0:
@@ -77,6 +82,7 @@ def start_from_words(
             run.history.append({"step": number + 1, **seen, "weight": controller.weight})
     with torch.no_grad():
         words.to_size(ssae, h)
+    run.seconds = time.perf_counter() - began
     return run
 
 

@@ -70,7 +70,7 @@ def fit(
     Raises:
         InputError: no data, summaries that do not fit, `out` holds a run with other settings, or the codes have become
             constant.
-        NotFiniteError: the loss became NaN or infinite.
+        NotFiniteError: the loss became NaN or infinite, or summaries are.
     """
     steps, controller = ssae.dataset(data), controller or SparsityController()
     n_steps = int(epochs * (len(steps) // min(batch_size, len(steps)))) // accumulate
@@ -82,7 +82,8 @@ def fit(
     settings["steps"] = len(steps)
     settings |= {"tokens": int(steps.lengths.sum()), "controller": controller.settings(), "ssae": repr(ssae)}
     trainer = StepTrainer(ssae, steps, controller, settings)
-    trainer.take(summaries)
+    if summaries is not None:
+        trainer.summaries = checked(ssae, steps, summaries)
     run, folder = StepRun(settings), None if out is None else Path(out)
     trainer.standardise()
     trainer.resume(folder, run)
@@ -172,7 +173,7 @@ class StepTrainer:
         accumulate = self.settings["accumulate"]
         self._set_rates()
         self.optimiser.zero_grad(set_to_none=True)
-        seen = []
+        seen, moving = [], False
         for number in range(self.step * accumulate, (self.step + 1) * accumulate):
             batch = self.data.batch(self.rows(number))
             noise = torch.Generator().manual_seed(self.settings["seed"] * 1_000_003 + number)
@@ -182,6 +183,7 @@ class StepTrainer:
             self.controller.update(l1)
             self.tokens += batch.ids.numel()
             seen.append(_seen(found, l1))
+            moving = moving or bool(((found.z != 0).sum(-1) > 1).any())
         if not all(math.isfinite(s["ce"]) for s in seen):
             raise NotFiniteError(f"the loss became {seen[-1]['ce']} at update {self.step}. Try lower learning "
                                  "rates.")
@@ -189,25 +191,12 @@ class StepTrainer:
         self.optimiser.step()
         self.step += 1
         mean = {name: sum(s[name] for s in seen) / len(seen) for name in seen[0]}
-        self.flat = self.flat + 1 if mean["l0"] <= 1 else 0
+        self.flat = 0 if moving else self.flat + 1
         if self.flat == _FLAT:
             raise InputError(f"for {_FLAT} updates up to {self.step} no code had more than one active feature. Such "
                              "codes are constant and get no gradient, so the run cannot recover. Begin again with a "
                              f"lower weight= of the controller (it is {self.controller.weight:.1e} now), or rates.")
         return mean
-
-    def take(self, summaries: Tensor | None) -> None:
-        """Keep summaries that were read before.
-
-        Raises:
-            InputError: of another shape, or for an encoder that is trained.
-        """
-        if summaries is None:
-            return
-        if self.summaries is None or summaries.shape != self.summaries.shape:
-            wanted = "none, since the encoder is trained" if self.summaries is None else list(self.summaries.shape)
-            raise InputError(f"summaries have the shape {list(summaries.shape)}; needed: {wanted}.")
-        self.summaries.copy_(summaries)
 
     @torch.no_grad()
     def standardise(self) -> None:
@@ -270,6 +259,21 @@ class StepTrainer:
         run.history, run.seconds, run.tokens = facts["history"], facts["seconds"], facts["tokens"]
         for name, value in facts["controller"].items():
             setattr(self.controller, name, tuple(value) if name == "bounds" else value)
+
+
+def checked(ssae: StepSAE, steps: StepDataset, summaries: Tensor) -> Tensor:
+    """A copy of summaries `[steps, d]` that were read before.
+
+    Raises:
+        InputError: of another shape, or for an encoder that is trained. NotFiniteError: NaN or infinite ones.
+    """
+    frozen, wanted = ssae.encoder.tuning == "frozen", [len(steps), ssae.model.d_model]
+    if not frozen or list(summaries.shape) != wanted:
+        raise InputError(f"summaries have the shape {list(summaries.shape)}; needed: "
+                         f"{wanted if frozen else 'none, since the encoder is trained'}.")
+    if not bool(torch.isfinite(summaries).all()):
+        raise NotFiniteError("the summaries hold NaN or infinite numbers. Is the model damaged?")
+    return summaries.float().clone()
 
 
 @torch.no_grad()

@@ -398,6 +398,13 @@ def test_codes_that_become_constant_end_the_run(m):
         ssae.b_enc.fill_(-1e3)[0] = 1e3
     with pytest.raises(InputError, match="no code had more than one active feature"):
         ssae.fit(PAIRS, epochs=20, batch_size=4, **QUICK)
+    # few codes are on, but these have two features: they still learn, so the run goes on
+    few = StepSAE(m, pooling="mean")
+    with torch.no_grad():
+        few.W_enc.zero_()[0, :2] = 1.0
+        few.b_enc.fill_(-0.8)
+    few.fit(PAIRS, epochs=40, batch_size=len(PAIRS), lr_new=0.0, **QUICK)
+    assert 0 < float(few.transform(PAIRS).l0.float().mean()) < 1
 
 
 # --- phases 2 and 3 ----------------------------------------------------------------------------------------------

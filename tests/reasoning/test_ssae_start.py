@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import sparselens as sl
-from sparselens.errors import InputError
+from sparselens.errors import InputError, NotFiniteError
 from sparselens.reasoning import SparsityController, StepSAE
 from sparselens.reasoning.ssae_start import _Words
 from tests import tiny
@@ -24,6 +24,7 @@ def test_the_words_of_a_step_are_scored_above_others(m):
     run = ssae.start(steps, epochs=60, batch_size=35, controller=controller, progress=False)
     assert run.history[-1]["ce"] < run.history[0]["ce"] - 0.3
     assert abs(run.history[-1]["l1"] - 2.5) < 0.5 and run.history[-1]["l0"] > 6
+    assert run.seconds > 0 and "nan" not in run._repr_html_()
     h = ssae.summaries(steps)
     torch.testing.assert_close(ssae.shift, h.mean(0))
     v = ssae.mlp(ssae.code(h)[0]).detach()
@@ -65,3 +66,18 @@ def test_an_encoder_that_is_trained_takes_no_start(m):
         StepSAE(m, tuning="lora").start(PAIRS)
     with pytest.raises(InputError, match="expansion=2"):
         sl.StepSAE(m, expansion=2).start(PAIRS)
+
+
+def test_summaries_that_are_broken_or_of_other_steps_are_refused(m):
+    ssae = StepSAE(m)
+    before = {name: value.clone() for name, value in ssae.state_dict().items()}
+    broken = ssae.summaries(PAIRS)
+    broken[3, 5] = float("nan")
+    for use in (ssae.start, ssae.fit):
+        with pytest.raises(NotFiniteError, match="summaries"):
+            use(PAIRS, summaries=broken, progress=False)
+        with pytest.raises(InputError, match="needed"):
+            use(PAIRS, summaries=broken[1:], progress=False)
+    with pytest.raises(InputError, match="at least 1"):
+        ssae.start(PAIRS, epochs=0)
+    assert all(torch.equal(value, before[name]) for name, value in ssae.state_dict().items())
