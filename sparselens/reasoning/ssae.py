@@ -289,12 +289,14 @@ class StepSAE(nn.Module):
             batch_size, settings: as for `transform`.
 
         Raises:
-            InputError: codes of another shape.
+            InputError: codes of another shape. NotFiniteError: codes that are NaN or infinite.
         """
+        from sparselens.reasoning.ssae_write import check_codes
+
         steps = self.dataset(data, **settings)
         given = torch.as_tensor(codes) if not isinstance(codes, str) else None
-        if given is not None and given.shape != (len(steps), self.n_latents):
-            raise InputError(f"codes have the shape {list(given.shape)}; {[len(steps), self.n_latents]} is needed.")
+        if given is not None:
+            check_codes(self, given, len(steps))
         if given is None and codes not in ("own", "none"):
             raise InputError(f"codes={codes!r}: valid are 'own', 'none' or a tensor of codes.")
         out = torch.zeros(len(steps))

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparselens.errors import InputError
+from sparselens.errors import InputError, NotFiniteError
 
 if TYPE_CHECKING:
     import pandas
@@ -24,6 +24,18 @@ def pairs_of(data: Any) -> list[tuple[str, str]]:
     if items and all(hasattr(item, "context") for item in items):
         return [(t.context(i), text) for t in items for i, text in enumerate(t.steps.texts)]
     return [(str(context), str(step)) for context, step in items]
+
+
+def check_codes(ssae: "StepSAE", z: Tensor, rows: int) -> None:
+    """Are these codes `[rows, n]` that a decoder can read?
+
+    Raises:
+        InputError: another shape. NotFiniteError: NaN or infinite numbers.
+    """
+    if z.shape != (rows, ssae.n_latents):
+        raise InputError(f"codes have the shape {list(z.shape)}; {[rows, ssae.n_latents]} is needed.")
+    if not bool(torch.isfinite(z).all()):
+        raise NotFiniteError("the codes hold NaN or infinite numbers.")
 
 
 def write(ssae: "StepSAE", z: Float[Tensor, "b n"] | None, contexts: Sequence[str], max_new_tokens: int) -> list[str]:
@@ -50,10 +62,10 @@ def write_ids(ssae: "StepSAE", z: Float[Tensor, "b n"] | None, contexts: Sequenc
         max_new_tokens: most tokens of a step.
 
     Raises:
-        InputError: not as many codes as contexts.
+        InputError: not as many codes as contexts. NotFiniteError: codes that are NaN or infinite.
     """
-    if z is not None and (z.dim() != 2 or z.shape != (len(contexts), ssae.n_latents)):
-        raise InputError(f"codes have the shape {list(z.shape)}; {[len(contexts), ssae.n_latents]} is needed.")
+    if z is not None:
+        check_codes(ssae, z, len(contexts))
     out: list[list[int]] = []
     for at in range(0, len(contexts), _TOGETHER):
         part = slice(at, at + _TOGETHER)

@@ -506,6 +506,9 @@ def test_long_and_odd_steps(m):
             StepSAE(m, **wrong)
     with pytest.raises(InputError, match="shape"):
         ssae.nll(PAIRS, torch.zeros(2, 32))
+    for use in (lambda z: ssae.nll(PAIRS[:1], z), lambda z: ssae.generate(z, ["q"])):
+        with pytest.raises(NotFiniteError, match="codes"):
+            use(torch.full((1, 32), float("nan")))
     with pytest.raises(InputError, match="no update"):
         ssae.fit(PAIRS, accumulate=100, **QUICK)
 
