@@ -9,18 +9,6 @@ from sparselens.errors import InputError
 from tests import tiny
 from tests.attention.things import TEXTS
 
-BACKENDS = ("torch", "transformer_lens", "nnsight")
-
-
-@pytest.fixture(scope="module", params=BACKENDS)
-def m(request):
-    return tiny.live("llama", request.param)
-
-
-@pytest.fixture(scope="module")
-def plain():
-    return tiny.live("llama")
-
 
 @pytest.fixture(scope="module")
 def routing(plain):

@@ -8,20 +8,9 @@ import sparselens as sl
 from sparselens.attention.applied import Applied
 from sparselens.errors import FitError, InputError, SiteError
 from tests import tiny
-from tests.attention.things import METHODS, PROMPT, TEXTS
+from tests.attention.things import BACKENDS, METHODS, PROMPT, TEXTS
 
-BACKENDS = ("torch", "transformer_lens", "nnsight")
 DECODING = [n for n in METHODS if METHODS[n](0.5).decodes is not None]
-
-
-@pytest.fixture(scope="module", params=BACKENDS)
-def m(request):
-    return tiny.live("llama", request.param)
-
-
-@pytest.fixture(scope="module")
-def plain():
-    return tiny.live("llama")
 
 
 def logits(m, thing=None, **settings) -> torch.Tensor:

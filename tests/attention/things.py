@@ -21,4 +21,5 @@ METHODS = {
         sl.BlockSparse(b, block=4), sl.Quest(b, page=4), prompt=PROMPT, **k
     ),
 }
+BACKENDS = ("torch", "transformer_lens", "nnsight")
 TEXTS = ["the quick brown fox jumps over the lazy dog and runs", "a cat sat in the hat"]
